@@ -1,0 +1,39 @@
+"""One random crop and flip for HR, LR and structure together, drawn once, in LR units."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from samdiffsr.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class JointCrop:
+    """A square of `crop_lr` LR pixels with its corner at (top_lr, left_lr), then one of the 8 flips and rotations.
+
+    `orientation` 0..7: bit 0 flips left-right, bit 1 flips up-down, bit 2 swaps rows and columns.
+    """
+
+    top_lr: int
+    left_lr: int
+    crop_lr: int
+    orientation: int = 0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, height_lr: int, width_lr: int, crop_lr: int, *, flips: bool) -> "JointCrop":
+        """Draw a place uniformly, and an orientation if `flips`."""
+        if crop_lr > min(height_lr, width_lr):
+            raise ConfigError(f"crop_lr is {crop_lr}, but an image has only {width_lr}x{height_lr} LR pixels.")
+        top = int(rng.integers(height_lr - crop_lr + 1))
+        left = int(rng.integers(width_lr - crop_lr + 1))
+        return cls(top, left, crop_lr, int(rng.integers(8)) if flips else 0)
+
+    def apply(self, image: np.ndarray, scale: int) -> np.ndarray:
+        """Crop and orient an array whose first axes are rows and columns; `scale` is 1 for LR, 4 for HR and structure."""
+        top, left, size = self.top_lr * scale, self.left_lr * scale, self.crop_lr * scale
+        out = image[top : top + size, left : left + size]
+        if self.orientation & 1:
+            out = out[:, ::-1]
+        if self.orientation & 2:
+            out = out[::-1]
+        return out.swapaxes(0, 1) if self.orientation & 4 else out

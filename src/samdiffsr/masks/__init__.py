@@ -1,0 +1,1 @@
+"""Region masks: reading the files that segment-anything's automatic mask generator writes."""

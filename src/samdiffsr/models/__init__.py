@@ -1,0 +1,1 @@
+"""Networks: the paper's encoder and U-Net, and the light pair."""

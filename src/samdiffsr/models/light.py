@@ -1,0 +1,142 @@
+"""The light pair: both networks work at LR resolution, so a step costs a sixteenth of one at HR resolution.
+
+The encoder is an EDSR-like residual network (arXiv 1707.02921) whose trunk is also the condition; the denoiser sees the
+residual as 48 channels (pixel-unshuffle x4) beside the encoder's features. Plain 3x3 convolutions of 128 channels, no
+normalisation, no attention, no pooling: what a CPU computes at its peak rate, any size from 1x1, a finite receptive field.
+docs/log.md has the measurements behind the width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from samdiffsr.resize import imresize_tensor
+
+SCALE = 4
+
+
+def conv(in_channels: int, out_channels: int, *, gain: float = 1.0) -> nn.Conv2d:
+    """A 3x3 convolution; `gain` 0 starts a branch as zero, which keeps deep residual trunks stable without normalisation."""
+    layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    with torch.no_grad():
+        nn.init.kaiming_normal_(layer.weight, a=math.sqrt(1))
+        layer.weight.mul_(gain)
+        nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+    return layer
+
+
+class LightBlock(nn.Module):
+    """x + conv(relu(film(conv(x)))), where the time embedding, if there is one, scales and shifts each channel."""
+
+    def __init__(self, width: int, time_width: int = 0) -> None:
+        super().__init__()
+        self.conv1 = conv(width, width)
+        self.conv2 = conv(width, width, gain=0.1)
+        self.film = nn.Linear(time_width, 2 * width) if time_width else None
+        if self.film is not None:
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        hidden = self.conv1(x)
+        if self.film is not None and time is not None:
+            scale, shift = self.film(time)[:, :, None, None].chunk(2, dim=1)
+            hidden = torch.addcmul(hidden + shift, hidden, scale)
+        return x + self.conv2(F.relu(hidden))
+
+
+class LightEncoder(ModelMixin, ConfigMixin):
+    """LR image -> features and, from the same pass, its own HR estimate (a residual over MATLAB bicubic).
+
+    Args:
+        width: channels of the trunk and of the features.
+        blocks: residual blocks.
+    """
+
+    @register_to_config
+    def __init__(self, width: int = 128, blocks: int = 8) -> None:
+        super().__init__()
+        self.conv_in = conv(3, width)
+        self.trunk = nn.ModuleList(LightBlock(width) for _ in range(blocks))
+        self.conv_out = conv(width, width, gain=0.1)
+        self.head = conv(width, 3 * SCALE**2, gain=0.1)
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features that `encode` returns."""
+        return self.conv_in.out_channels
+
+    def encode(self, lr: Tensor, *, with_image: bool = False) -> tuple[Tensor, Tensor | None]:
+        """lr (N, 3, h, w) in [-1, 1] -> features (N, width, h, w) and, if asked for, the estimate (N, 3, 4h, 4w) in [-1, 1]."""
+        first = self.conv_in(lr)
+        x = first
+        for block in self.trunk:
+            x = block(x)
+        features = first + self.conv_out(x)
+        if not with_image:
+            return features, None
+        detail = F.pixel_shuffle(self.head(features), SCALE)
+        return features, (imresize_tensor(lr, SCALE) + detail).clamp(-1, 1)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """lr (N, 3, h, w) in [-1, 1] -> the estimate (N, 3, 4h, 4w), clamped to [-1, 1]."""
+        image = self.encode(lr, with_image=True)[1]
+        assert image is not None
+        return image
+
+
+class TimeEmbedding(nn.Module):
+    """t (N,) -> (N, width): 32 sines and 32 cosines of geometric frequencies, then two linear layers."""
+
+    HALF = 32
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * self.HALF, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, t: Tensor) -> Tensor:
+        rate = torch.exp(torch.arange(self.HALF, device=t.device) * (-math.log(10000.0) / (self.HALF - 1)))
+        angle = t.float()[:, None] * rate[None, :]
+        weight = self.mlp[0].weight
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1).to(weight.dtype))
+
+
+class LightDenoiser(ModelMixin, ConfigMixin):
+    """(x_t, t, features) -> prediction, at LR resolution on the pixel-unshuffled residual.
+
+    Args:
+        width: channels of the trunk.
+        blocks: residual blocks.
+        feature_channels: channels of the encoder's features.
+    """
+
+    @register_to_config
+    def __init__(self, width: int = 128, blocks: int = 8, feature_channels: int = 128) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(width)
+        self.conv_in = conv(3 * SCALE**2, width)
+        self.conv_features = conv(feature_channels, width)
+        self.trunk = nn.ModuleList(LightBlock(width, time_width=width) for _ in range(blocks))
+        self.head = conv(width, 3 * SCALE**2, gain=0.1)
+
+    @property
+    def hr_multiple(self) -> int:
+        """The HR height and width must be a multiple of this."""
+        return SCALE
+
+    @property
+    def hr_minimum(self) -> int:
+        """The least HR height and width."""
+        return SCALE
+
+    def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
+        """x_t (N, 3, H, W), t (N,) 0-based, features (N, C, H / 4, W / 4) -> prediction (N, 3, H, W)."""
+        time = self.time(t)
+        x = self.conv_in(F.pixel_unshuffle(x_t, SCALE)) + self.conv_features(features)
+        for block in self.trunk:
+            x = block(x, time)
+        return F.pixel_shuffle(self.head(x), SCALE)

@@ -1,0 +1,1 @@
+"""Two-stage training: the LR encoder, then the denoiser under the modulated process."""

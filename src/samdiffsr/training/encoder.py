@@ -1,0 +1,26 @@
+"""Stage 1: the LR encoder learns to estimate the HR image itself."""
+
+from torch import Tensor, nn
+
+from samdiffsr.data.dataset import Batch
+from samdiffsr.diffusion.loss import pixel_loss
+from samdiffsr.training.config import TrainConfig
+from samdiffsr.training.features import FeatureLoss
+
+
+class EncoderStage:
+    """The loss of one update of the encoder."""
+
+    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+        self.network = network
+        self.pixel = config.loss.pixel
+        self.weight = config.loss.features_weight
+        self.features = FeatureLoss(config.loss.features_file) if config.loss.features_file else None
+
+    def __call__(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Named loss terms; their sum is minimised. `seed` is unused: this stage draws nothing."""
+        estimate = self.network(batch.lr).float()
+        terms = {"pixel": pixel_loss(estimate, batch.hr, self.pixel)}
+        if self.features is not None:
+            terms["features"] = self.weight * self.features(estimate, batch.hr)
+        return terms

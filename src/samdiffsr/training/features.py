@@ -1,0 +1,55 @@
+"""A perceptual training loss: distance of unit-normalised features of a VGG16's first three stages."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from samdiffsr.errors import CheckpointError
+
+STAGES = (("conv1_1", "conv1_2"), ("conv2_1", "conv2_2"), ("conv3_1", "conv3_2", "conv3_3"))
+MEAN_BGR = (104.00699, 116.66877, 122.67892)  # of the Caffe weights, whose input is BGR in 0..255
+
+
+class FeatureLoss(nn.Module):
+    """Squared distance of features after conv1_2, conv2_2 and conv3_3, normalised over channels, averaged over places.
+
+    Args:
+        file: safetensors with `convS_I.weight` and `convS_I.bias`.
+
+    Raises:
+        CheckpointError: the file is missing or lacks a layer.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        try:
+            tensors = load_file(file)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"feature weights {file} cannot be read: {error}.") from None
+        for name in (name for stage in STAGES for name in stage):
+            for part in ("weight", "bias"):
+                if f"{name}.{part}" not in tensors:
+                    raise CheckpointError(f"feature weights {file} have no tensor {name}.{part}.")
+                self.register_buffer(f"{name}_{part}", tensors[f"{name}.{part}"].float())
+        self.register_buffer("mean", torch.tensor(MEAN_BGR).reshape(1, 3, 1, 1))
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        x = (image.flip(1) + 1) * 127.5 - self.get_buffer("mean")
+        x = x.to(memory_format=torch.channels_last)
+        out = []
+        for number, stage in enumerate(STAGES):
+            x = F.max_pool2d(x, 2) if number else x
+            for name in stage:
+                x = F.relu(F.conv2d(x, self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias"), padding=1))
+            out.append(x / (x.norm(dim=1, keepdim=True) + 1e-8))
+        return out
+
+    def forward(self, estimate: Tensor, hr: Tensor) -> Tensor:
+        """estimate, hr (N, 3, H, W) in [-1, 1] -> scalar; gradients reach `estimate` only."""
+        with torch.no_grad():
+            wanted = self._features(hr)
+        terms = [((a - b).float() ** 2).sum(1).mean() for a, b in zip(self._features(estimate), wanted, strict=True)]
+        return torch.stack(terms).sum()

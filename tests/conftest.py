@@ -1,0 +1,38 @@
+"""Fixtures shared by the tests: small real components, never mocks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(__file__).with_name("data")
+
+torch.set_num_threads(1)  # pytest-xdist runs one process a core
+
+
+@pytest.fixture
+def tiny_pipe():
+    """A real pipeline of the light pair with random weights, small enough for milliseconds a call."""
+    from diffusers import DDIMScheduler
+
+    from samdiffsr import LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRPipeline
+    from samdiffsr.pipeline import make_scheduler
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = LightEncoder(width=16, blocks=1)
+        denoiser = LightDenoiser(width=16, blocks=1, feature_channels=16)
+    scheduler = make_scheduler(DDIMScheduler, NoiseSchedule.cosine(100), "sample", timestep_spacing="trailing")
+    pipe = SamDiffSRPipeline(
+        encoder, denoiser, scheduler, base="encoder", residual_scale=4.0, shift="bridge", target="sample", steps=2
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def tiny_pipe_dir(tiny_pipe, tmp_path_factory) -> Path:
+    """A folder that `from_pretrained` loads."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_pipe.save_pretrained(folder)
+    return folder
