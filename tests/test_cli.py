@@ -63,7 +63,18 @@ def test_every_module_of_the_folder_is_a_verb() -> None:
 
 def test_verb_help_explains_every_option(command) -> None:
     code, out, _ = command("upscale", "-h")
-    options = "input output model steps seed device suffix overwrite skip-existing max-pixels".split()
+    options = [
+        "input",
+        "output",
+        "model",
+        "steps",
+        "seed",
+        "device",
+        "suffix",
+        "overwrite",
+        "skip-existing",
+        "max-pixels",
+    ]
     assert code == 0 and all(f"--{option} " in out for option in options)
     assert upscale.MAX_PIXELS == MAX_PIXELS and str(MAX_PIXELS) in out
 

@@ -112,7 +112,7 @@ def test_transparent_colour_of_a_grey_png_becomes_alpha(tmp_path: Path) -> None:
     picture = read_image(tmp_path / "a.png")
     assert picture.grey
     np.testing.assert_array_equal(picture.rgb[..., 1], GREY)
-    np.testing.assert_array_equal(picture.alpha, np.where(GREY == GREY[2, 3], 0, 255))
+    np.testing.assert_array_equal(picture.alpha, np.where(GREY[2, 3] == GREY, 0, 255))
 
 
 def test_cmyk_without_profile_is_converted_plainly(tmp_path: Path) -> None:

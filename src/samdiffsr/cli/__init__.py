@@ -13,10 +13,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from samdiffsr import __version__
-from samdiffsr.cli import upscale
+from samdiffsr.cli import convert, prepare, train, upscale
 from samdiffsr.errors import SamDiffSRError
 
-VERBS = (upscale,)
+VERBS = (upscale, prepare, train, convert)
 """In the order of `--help`."""
 
 app = typer.Typer(

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from samdiffsr.data import SCALE, SCHEMA
-from samdiffsr.errors import ConfigError, SamDiffSRError
+from samdiffsr.errors import ConfigError, SamDiffSRError, choose
 from samdiffsr.images import READABLE, read_image
 from samdiffsr.masks.store import decode, read_records
 from samdiffsr.resize import imresize
-from samdiffsr.structure import accumulate_structure
+from samdiffsr.structure import ENCODINGS, accumulate_structure
 
 
 def _write(path: Path, array: np.ndarray) -> None:
@@ -70,6 +70,7 @@ def prepare_folder(
             prepared with other options.
     """
     options = options or {}
+    choose(options.get("encoding", "rope"), ENCODINGS, "encoding")
     files = sorted(file for file in Path(photos).iterdir() if file.suffix.lower() in READABLE)
     if not files:
         raise ConfigError(f"folder {photos} has no image to prepare.")

@@ -15,9 +15,8 @@ class _Frozen(BaseModel):
 
 
 class DataConfig(_Frozen):
-    """Where crops come from and how they are drawn."""
+    """How crops are drawn."""
 
-    folder: Path = Field(description="a prepared folder")
     crop_lr: int = Field(32, ge=1, description="side of a crop in LR pixels")
     batch: int = Field(8, ge=1, description="crops per update")
     candidates: int = Field(2, ge=1, description="crops drawn per example; the one with most texture is kept")
@@ -58,7 +57,17 @@ class LossConfig(_Frozen):
         return self
 
 
-class DiffusionConfig(_Frozen):
+class StageConfig(_Frozen):
+    """What both stages have. `network` holds the arguments of the network class."""
+
+    network: dict[str, Any] = {}
+    data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
+    optim: OptimConfig
+    loss: LossConfig = LossConfig()  # pyright: ignore[reportCallIssue]
+    save_every: int = Field(500, ge=1, description="updates between checkpoints")
+
+
+class DiffusionConfig(StageConfig):
     """The modulated process and what is diffused: clip(residual_scale (hr - base), -1, 1)."""
 
     timesteps: int = Field(100, ge=1)
@@ -69,45 +78,50 @@ class DiffusionConfig(_Frozen):
     rollout: float = Field(
         0.0, ge=0, le=1, description="share of examples whose x_t is made from the network's own first estimate"
     )
+    scheduler: Literal["ddpm", "ddim", "dpmsolver++"] = Field("ddpm", description="stored with the model")
     steps: int = Field(100, ge=1, description="default number of sampling steps, stored with the model")
-    encoder: Path = Field(description="folder of the trained encoder (frozen)")
-
-
-class TrainConfig(_Frozen):
-    """One run of one stage. `network` holds the arguments of the network class."""
-
-    stage: Literal["encoder", "diffusion"]
-    family: Literal["light", "paper"] = "light"
-    network: dict[str, Any] = {}
-    output: Path
-    seed: int = 0
-    data: DataConfig
-    optim: OptimConfig
-    loss: LossConfig = LossConfig()  # pyright: ignore[reportCallIssue]
-    diffusion: DiffusionConfig | None = None
-    save_every: int = Field(500, ge=1, description="updates between checkpoints")
+    encoder: Path | None = Field(
+        None, description="folder of a trained encoder; default: the one of this run's stage 1"
+    )
 
     @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        if (self.stage == "diffusion") != (self.diffusion is not None):
-            raise ValueError(f"stage {self.stage!r} and section 'diffusion' do not go together")
-        if self.diffusion and self.loss.features_weight and self.diffusion.target == "posterior_noise":
-            raise ValueError(
-                "loss.features_weight needs an estimate of x_0, which target 'posterior_noise' does not give"
-            )
-        if self.diffusion and self.diffusion.rollout and self.diffusion.target == "posterior_noise":
-            raise ValueError("diffusion.rollout needs an estimate of x_0, which target 'posterior_noise' does not give")
+    def _check(self) -> "DiffusionConfig":
+        if self.target == "posterior_noise":
+            if self.loss.features_weight or self.rollout:
+                raise ValueError(
+                    "features_weight and rollout need an estimate of x_0; target 'posterior_noise' has none"
+                )
+            if self.scheduler != "ddpm" or self.steps != self.timesteps:
+                raise ValueError("target 'posterior_noise' can only be sampled by 'ddpm' in all timesteps")
+        if self.steps > self.timesteps:
+            raise ValueError(f"steps is {self.steps}, but must be at most timesteps, {self.timesteps}")
         return self
 
 
+class TrainConfig(_Frozen):
+    """A run of two stages: `output`/encoder, then `output`/diffusion, with the finished pipeline in `output`/model."""
+
+    family: Literal["light", "paper"]
+    photos: Path = Field(description="a prepared folder")
+    output: Path
+    seed: int = Field(0, ge=0)
+    encoder: StageConfig
+    diffusion: DiffusionConfig
+
+
+PRESETS = Path(__file__).parents[1] / "presets"
+
+
 def load_config(file: Path, overrides: list[str]) -> TrainConfig:
-    """Read a YAML configuration and apply overrides of the form `section.key=value` (the value is YAML too).
+    """Read a YAML configuration, or a preset by name, and apply overrides `section.key=value` (the value is YAML too).
 
     Raises:
         ConfigError: naming the key that is unknown, missing or of the wrong type.
     """
+    preset = PRESETS / f"{file}.yaml"
+    file = preset if preset.is_file() else Path(file)
     try:
-        tree = yaml.safe_load(Path(file).read_text())
+        tree = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"configuration {file} cannot be read: {error}.") from None
     if not isinstance(tree, dict):

@@ -8,7 +8,7 @@ from samdiffsr.diffusion.loss import pixel_loss
 from samdiffsr.diffusion.process import ModulatedProcess
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.resize import imresize_tensor
-from samdiffsr.training.config import TrainConfig
+from samdiffsr.training.config import DiffusionConfig
 from samdiffsr.training.features import FeatureLoss
 
 SCALE = 4
@@ -17,13 +17,10 @@ SCALE = 4
 class DiffusionStage:
     """The loss of one update of the denoiser (Algorithm 1)."""
 
-    def __init__(self, network: nn.Module, encoder: nn.Module, config: TrainConfig) -> None:
-        assert config.diffusion is not None
+    def __init__(self, network: nn.Module, encoder: nn.Module, config: DiffusionConfig) -> None:
         self.network, self.encoder = network, encoder.eval().requires_grad_(False)
-        self.config, self.pixel = config.diffusion, config.loss.pixel
-        self.process = ModulatedProcess(
-            NoiseSchedule.cosine(config.diffusion.timesteps), config.diffusion.shift, config.diffusion.target
-        )
+        self.config, self.pixel = config, config.loss.pixel
+        self.process = ModulatedProcess(NoiseSchedule.cosine(config.timesteps), config.shift, config.target)
         self.weight = config.loss.features_weight
         self.features = FeatureLoss(config.loss.features_file) if config.loss.features_file else None
 

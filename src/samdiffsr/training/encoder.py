@@ -4,14 +4,14 @@ from torch import Tensor, nn
 
 from samdiffsr.data.dataset import Batch
 from samdiffsr.diffusion.loss import pixel_loss
-from samdiffsr.training.config import TrainConfig
+from samdiffsr.training.config import StageConfig
 from samdiffsr.training.features import FeatureLoss
 
 
 class EncoderStage:
     """The loss of one update of the encoder."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, network: nn.Module, config: StageConfig) -> None:
         self.network = network
         self.pixel = config.loss.pixel
         self.weight = config.loss.features_weight

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from samdiffsr.data.dataset import Batch, PreparedPhotos
 from samdiffsr.training.checkpoint import load_checkpoint, save_checkpoint
-from samdiffsr.training.config import OptimConfig, TrainConfig
+from samdiffsr.training.config import OptimConfig, StageConfig
 
 Loss = Callable[[Batch, int], dict[str, Tensor]]
 
@@ -28,34 +28,36 @@ def learning_rate(update: int, optim: OptimConfig) -> float:
 def run(
     network: nn.Module,
     loss: Loss,
-    config: TrainConfig,
+    config: StageConfig,
+    photos: PreparedPhotos,
+    folder: Path,
     *,
+    seed: int,
     resume: bool,
     save_ema: Callable[[nn.Module], None],
     progress: Callable[[int, dict[str, float]], None] = lambda update, record: None,
 ) -> None:
-    """Train `network` in place and write checkpoints, metrics.jsonl and, through `save_ema`, the averaged weights.
+    """Train `network` in place; write checkpoints and metrics.jsonl to `folder` and, by `save_ema`, the averaged weights.
 
     Crops and noise are functions of (seed, update), so a resumed run is the run that never stopped.
     """
-    optim, data = config.optim, config.data
-    photos = PreparedPhotos(data.folder, crop_lr=data.crop_lr, candidates=data.candidates, flips=data.flips)
+    optim, size = config.optim, config.data.batch
     network.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
     adam = torch.optim.AdamW(network.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
     ema = EMAModel(network.parameters(), decay=optim.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     first = 0
-    if resume and (state := load_checkpoint(config.output)):
+    if resume and (state := load_checkpoint(folder)):
         network.load_state_dict(state["network"])
         adam.load_state_dict(state["adam"])
         ema.load_state_dict(state["ema"])
         first = state["update"]
     for update in range(first, optim.updates):
         started = time.perf_counter()
-        batch = photos.batch(config.seed, update * data.batch, data.batch)
+        batch = photos.batch(seed, update * size, size)
         for group in adam.param_groups:
             group["lr"] = learning_rate(update, optim)
         with torch.autocast("cpu", torch.bfloat16, enabled=optim.precision == "bfloat16"):
-            terms = loss(batch, config.seed * 1_000_003 + update)
+            terms = loss(batch, seed * 1_000_003 + update)
         total = torch.stack(list(terms.values())).sum()
         adam.zero_grad(set_to_none=True)
         total.backward()
@@ -64,11 +66,11 @@ def run(
         ema.step(network.parameters())
         record = {name: float(term.detach()) for name, term in terms.items()}
         record |= {"grad_norm": float(norm), "lr": adam.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
-        _log(config.output, {"update": update + 1} | record)
+        _log(folder, {"update": update + 1} | record)
         progress(update + 1, record)
         if (update + 1) % config.save_every == 0 or update + 1 == optim.updates:
             state = {"network": network.state_dict(), "adam": adam.state_dict(), "ema": ema.state_dict()}
-            save_checkpoint(config.output, state | {"update": update + 1})
+            save_checkpoint(folder, state | {"update": update + 1})
             ema.store(network.parameters())
             ema.copy_to(network.parameters())
             save_ema(network)

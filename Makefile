@@ -1,0 +1,37 @@
+# `make demo` and `make test` do everything on a fresh machine that has Python >= 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/run.stamp  ## upscale examples/*.png with the embedded model; results and a comparison land in demo/
+	$(BIN)/samdiffsr upscale -i examples -o demo --overwrite
+	$(BIN)/python examples/compare.py demo
+
+test: $(VENV)/dev.stamp  ## the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/dev.stamp  ## style, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# torch first and alone: asked for by its exact version it is the CPU build where one is offered.
+$(VENV)/torch.stamp: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(shell grep '^torch==' constraints.txt)
+	touch $@
+
+$(VENV)/run.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/run.stamp
+
+clean:
+	rm -rf $(VENV) demo

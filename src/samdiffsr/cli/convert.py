@@ -1,0 +1,39 @@
+"""`samdiffsr convert model.ckpt -o folder`: a released checkpoint to a pipeline folder with safe weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[Path, typer.Argument(help="A released file, model_ckpt_steps_N.ckpt.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it must not exist.")]
+Released = Annotated[
+    bool, typer.Option("--released-preprocessing", help="Divide pixels by 256 as the released code did (darker).")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("convert")(convert)
+
+
+def convert(checkpoint: Checkpoint, output: Output, released_preprocessing: Released = False) -> None:
+    """Convert a released checkpoint; `samdiffsr upscale -m FOLDER` then uses it."""
+    import os
+    import shutil
+
+    from samdiffsr.convert import load_released
+    from samdiffsr.errors import ConfigError
+
+    if output.exists():
+        raise ConfigError(f"output {output} exists already; name a new folder.")
+    pipe = load_released(checkpoint, released_preprocessing=released_preprocessing)
+    fresh = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        pipe.save_pretrained(fresh)
+        os.replace(fresh, output)
+    except OSError as error:
+        raise ConfigError(f"output {output} cannot be written: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    typer.echo(f"{output}")

@@ -1,0 +1,1 @@
+"""Measuring results: pixel and perceptual distances under stated protocols."""

@@ -1,0 +1,114 @@
+"""Promises about the whole tree: light imports, no side effects, a true README tree, every configuration field read."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from samdiffsr.training import config as config_module
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src/samdiffsr").rglob("*.py"))
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import samdiffsr", "from samdiffsr.cli import app; from typer.main import get_command; get_command(app)"],
+)
+def test_import_and_command_line_load_nothing_heavy(code):
+    heavy = ["torch", "diffusers", "transformers", "numpy", "PIL", "scipy", "skimage", "pydantic", "yaml"]
+    assert run_python(f"{code}; import sys; print([name for name in {heavy} if name in sys.modules])") == "[]"
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from samdiffsr.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print([name for name in ('torch', 'diffusers', 'numpy') if name in sys.modules])"
+    )
+    assert run_python(code).endswith("[]")
+
+
+def test_every_public_name_can_be_imported():
+    import samdiffsr
+
+    for name in samdiffsr.__all__:
+        assert getattr(samdiffsr, name) is not None
+    assert set(samdiffsr.__all__) <= set(dir(samdiffsr))
+    with pytest.raises(AttributeError, match="upscayl"):
+        samdiffsr.upscayl  # noqa: B018
+
+
+def test_importing_sets_no_global_torch_state():
+    code = (
+        "import torch\n"
+        "def state(): return (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),\n"
+        "    torch.initial_seed(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())\n"
+        "before = state()\n"
+        "import samdiffsr.pipeline, samdiffsr.convert, samdiffsr.upscale, samdiffsr.training.stages\n"
+        "print(state() == before)"
+    )
+    assert run_python(code) == "True"
+
+
+def test_importing_needs_no_torchvision():
+    code = "import sys; sys.modules['torchvision'] = None; import samdiffsr.pipeline; print('fine')"
+    assert run_python(code) == "fine"
+
+
+def _fields() -> list[tuple[str, str]]:
+    models = [m for m in vars(config_module).values() if isinstance(m, type) and issubclass(m, BaseModel)]
+    return sorted({(model.__name__, name) for model in models for name in model.__annotations__})
+
+
+@pytest.mark.parametrize(("model", "field"), [pair for pair in _fields() if pair[1] != "model_config"])
+def test_every_configuration_field_is_read(model, field):
+    """Somewhere outside its definition an attribute of that name is loaded."""
+    files = [*(ROOT / "src/samdiffsr/training").glob("*.py"), ROOT / "src/samdiffsr/cli/train.py"]
+    read = {
+        node.attr
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    } | {"encoder", "diffusion"}  # the stages, which the command line reads by name
+    assert field in read, f"{model}.{field} is never read"
+
+
+def test_readme_names_every_source_file_and_no_other():
+    tree = re.search(r"```text\n(src/samdiffsr/.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert tree, "README.md has no tree of src/samdiffsr/"
+    named, folder = set(), ""
+    for line in tree.group(1).splitlines()[1:]:
+        name = line.split()[0] if line.strip() else ""
+        if name.endswith("/"):
+            folder = name
+        elif name.endswith(".py"):
+            named.add((folder if line.startswith("    ") else "") + name)
+    found = {str(file.relative_to(ROOT / "src/samdiffsr")) for file in SOURCES if file.stat().st_size}
+    packages = {name for name in found if name.endswith("/__init__.py")}
+    assert named == found - packages
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_and_functions_stay_small(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 70, f"{node.name} is too long"
+
+
+def test_no_file_is_too_large_for_the_repository():
+    for file in (ROOT / "src/samdiffsr/weights").rglob("*"):
+        assert file.stat().st_size < 16 * 2**20

@@ -1,0 +1,89 @@
+"""Structure maps against Eq. 10 written out, the golden map, and the edges: odd sizes, no masks, empty masks."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import DATA
+from samdiffsr import SamDiffSRError, structure_map
+from samdiffsr.structure import ENCODINGS, accumulate_structure
+
+GOLDEN = np.load(DATA / "golden" / "released_small.npz")
+
+
+def rope(y: int, x: int, width: int) -> float:
+    theta = y / 10000 ** (2 * (x // 2) / width)
+    return np.cos(theta) - np.sin(theta) if x % 2 == 0 else np.cos(theta) + np.sin(theta)
+
+
+def test_golden_map_of_the_released_code():
+    found = structure_map(GOLDEN["masks"].astype(bool), mean_over="image", overlap="last")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, GOLDEN["structure"], atol=1e-6)
+
+
+@given(height=st.integers(1, 7), width=st.integers(1, 7), count=st.integers(0, 4), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_equation_10(height, width, count, seed):
+    masks = np.random.default_rng(seed).random((count, height, width)) < 0.4
+    places = [[rope(y, x, width) for x in range(width)] for y in range(height)]
+    expected = np.zeros((height, width))
+    for mask in masks:
+        if mask.any():
+            expected += mask * np.mean([places[y][x] for y, x in np.argwhere(mask)])
+    found = structure_map(masks)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found).max(initial=0) <= np.sqrt(2) * max(count, 1)
+
+
+def test_overlap_and_mean_options():
+    masks = np.zeros((2, 4, 6), bool)
+    masks[0, :3], masks[1, 2:] = True, True
+    first, second = structure_map(masks[:1]), structure_map(masks[1:])
+    np.testing.assert_allclose(structure_map(masks), first + second, atol=1e-7)
+    last = structure_map(masks, overlap="last")
+    np.testing.assert_allclose(last, np.where(masks[1], second, first), atol=1e-7)
+    np.testing.assert_allclose(structure_map(masks[:1], mean_over="image"), first * 18 / 24, atol=1e-7)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_has_one_value_a_region(encoding):
+    masks = np.zeros((2, 9, 11), bool)
+    masks[0, :, :5], masks[1, :, 5:] = True, True
+    found = structure_map(masks, encoding=encoding)
+    position = ENCODINGS[encoding](9, 11)
+    assert position.shape == (9, 11)
+    np.testing.assert_allclose(found[masks[0]], position[:, :5].mean(), atol=1e-6)
+    np.testing.assert_allclose(found[masks[1]], position[:, 5:].mean(), atol=1e-6)
+
+
+def test_encodings_by_their_formulas():
+    theta = np.array([[y / 10000 ** (2 * (x // 2) / 5) for x in range(5)] for y in range(3)])
+    even = np.arange(5) % 2 == 0
+    np.testing.assert_allclose(ENCODINGS["cosine"](3, 5), np.cos(theta))
+    np.testing.assert_allclose(ENCODINGS["sincos"](3, 5), np.where(even, np.sin(theta), np.cos(theta)))
+    np.testing.assert_allclose(ENCODINGS["linear"](3, 5).ravel(), np.arange(15) / 14)
+
+
+def test_no_mask_and_empty_mask_are_zero():
+    assert not structure_map(np.zeros((0, 5, 3), bool)).any()
+    assert structure_map(np.zeros((0, 5, 3), bool)).shape == (5, 3)
+    assert not structure_map(np.zeros((2, 5, 3), bool)).any()
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: structure_map(np.zeros((1, 2, 2), np.uint8)), "uint8"),
+        (lambda: structure_map(np.zeros((2, 2), bool)), "(2, 2)"),
+        (lambda: structure_map(np.zeros((1, 2, 2), bool), encoding="polar"), "'rope'"),
+        (lambda: structure_map(np.zeros((1, 2, 2), bool), overlap="first"), "'last'"),
+        (lambda: structure_map(np.zeros((1, 2, 2), bool), mean_over="mask"), "'region'"),
+        (lambda: accumulate_structure([np.ones((2, 3), bool)], (3, 2)), "(2, 3)"),
+    ],
+)
+def test_bad_input_is_named(call, told):
+    with pytest.raises(SamDiffSRError) as caught:
+        call()
+    assert told in str(caught.value)

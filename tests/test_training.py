@@ -1,0 +1,290 @@
+"""The training core on two small photographs: it learns, resumes bit-equal, clips, averages, and refuses what cannot work."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError, SamDiffSRPipeline
+from samdiffsr.data.dataset import Batch, PreparedPhotos
+from samdiffsr.data.prepare import prepare_folder
+from samdiffsr.training.config import PRESETS, DiffusionConfig, OptimConfig, load_config
+from samdiffsr.training.diffusion import DiffusionStage
+from samdiffsr.training.features import STAGES, FeatureLoss
+from samdiffsr.training.loop import learning_rate
+from samdiffsr.training.stages import train_diffusion, train_encoder
+from test_data import write_masks
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A prepared folder of two photographs with two regions each."""
+    root = tmp_path_factory.mktemp("photos")
+    (root / "hr").mkdir()
+    (root / "masks").mkdir()
+    y, x = np.mgrid[:64, :64]
+    for stem, wave in {"a": np.sin(x / 3) + np.cos(y / 5), "b": np.sin((x + y) / 4)}.items():
+        grey = (127 + 50 * wave).astype(np.uint8)
+        Image.fromarray(np.stack([grey, grey.T, grey], axis=2)).save(root / f"hr/{stem}.png")
+        write_masks(root / f"masks/{stem}.json", [x < 32, x >= 32])
+    prepare_folder(root / "hr", root / "masks", root / "out")
+    return root / "out"
+
+
+def tiny(photos, output, *overrides):
+    return load_config("tiny", [f"photos={photos}", f"output={output}", *overrides])
+
+
+def quiet(update, record):
+    pass
+
+
+def weights(folder):
+    return {file.parent.name: load_file(file) for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[part][key], b[part][key]) for part in a for key in a[part])
+
+
+def test_both_stages_end_in_a_pipeline_that_works(photos, tmp_path):
+    config = tiny(photos, tmp_path / "run")
+    train_encoder(config, resume=False, progress=quiet)
+    pipe = SamDiffSRPipeline.from_pretrained(train_diffusion(config, resume=False, progress=quiet))
+    assert pipe(np.zeros((3, 5, 3), np.uint8)).images[0].size == (20, 12)
+    assert (pipe.config.target, pipe.config.shift, pipe.config.base, pipe.config.steps) == (
+        "sample",
+        "bridge",
+        "encoder",
+        2,
+    )
+    log = [json.loads(line) for line in (tmp_path / "run/diffusion/metrics.jsonl").read_text().splitlines()]
+    assert [entry["update"] for entry in log] == [1, 2, 3, 4]
+    assert all(entry["pixel"] > 0 and entry["grad_norm"] > 0 for entry in log)
+    assert json.loads((tmp_path / "run/encoder/config.json").read_text())["seed"] == 0
+
+
+def test_the_encoder_learns(photos, tmp_path):
+    config = tiny(photos, tmp_path / "run", "encoder.optim.updates=60", "encoder.optim.learning_rate=0.003")
+    train_encoder(config, resume=False, progress=quiet)
+    losses = [json.loads(line)["pixel"] for line in (tmp_path / "run/encoder/metrics.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_a_stopped_run_goes_on_bit_equal(photos, tmp_path):
+    """4 updates at once against 2, a stop, and --resume, in both stages."""
+    for name, stop in (("whole", False), ("parts", True)):
+        for stage, train in (("encoder", train_encoder), ("diffusion", train_diffusion)):
+            config = tiny(photos, tmp_path / name)
+            if stop:
+
+                def halt(update, record):
+                    if update == 3:  # the last checkpoint is of update 2
+                        raise KeyboardInterrupt
+
+                with pytest.raises(KeyboardInterrupt):
+                    train(config, resume=False, progress=halt)
+            train(config, resume=stop, progress=quiet)
+            assert (tmp_path / name / stage / "checkpoint.pt").exists()
+    assert same(weights(tmp_path / "whole/model"), weights(tmp_path / "parts/model"))
+    assert not same(weights(tmp_path / "whole/model"), {})
+
+
+def test_seeds_change_the_result(photos, tmp_path):
+    folders = []
+    for seed in (0, 1):
+        config = tiny(photos, tmp_path / str(seed), f"seed={seed}")
+        folders.append(weights(train_encoder(config, resume=False, progress=quiet)))
+    assert not same(*folders)
+
+
+def test_averaged_weights_are_saved_and_not_the_last_ones(photos, tmp_path):
+    config = tiny(photos, tmp_path / "run", "encoder.optim.learning_rate=0.01")
+    saved = load_file(train_encoder(config, resume=False, progress=quiet) / "diffusion_pytorch_model.safetensors")
+    state = torch.load(tmp_path / "run/encoder/checkpoint.pt", weights_only=True)
+    shadow = dict(zip(state["network"], state["ema"]["shadow_params"], strict=True))
+    assert all(torch.equal(saved[name], shadow[name]) for name in saved)
+    assert not all(torch.equal(saved[name], state["network"][name]) for name in saved)
+
+
+def test_clipping_clips(photos, tmp_path):
+    """With a tiny norm allowed, Adam's epsilon shows: the weights hardly move."""
+    moved = {}
+    for norm in (1.0, 1e-12):
+        config = tiny(photos, tmp_path / str(norm), f"encoder.optim.clip_norm={norm}")
+        train_encoder(config, resume=False, progress=quiet)
+        state = torch.load(tmp_path / str(norm) / "encoder/checkpoint.pt", weights_only=True)["network"]
+        torch.manual_seed(0)
+        start = LightEncoder(width=16, blocks=1).state_dict()
+        moved[norm] = max(float((state[name] - start[name]).abs().max()) for name in start)
+    assert moved[1e-12] < 0.1 * moved[1.0]
+
+
+def test_the_encoder_is_frozen_in_stage_2(photos, tmp_path):
+    config = tiny(photos, tmp_path / "run", "diffusion.optim.learning_rate=0.01")
+    before = weights(train_encoder(config, resume=False, progress=quiet))["weights"]
+    after = weights(train_diffusion(config, resume=False, progress=quiet))["encoder"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("target", ["posterior_noise", "marginal_noise", "sample", "velocity"])
+@pytest.mark.parametrize("shift", ["paper", "released", "bridge", "none"])
+def test_every_shift_and_target_trains(photos, target, shift):
+    loss, network = _stage(target=target, shift=shift, scheduler="ddpm", steps=100)
+    terms = loss(PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2), 7)
+    torch.stack(list(terms.values())).sum().backward()
+    assert math.isfinite(terms["pixel"].item())
+    assert float(network.head.weight.grad.abs().sum()) > 0
+
+
+def _stage(**options):
+    torch.manual_seed(0)
+    config = DiffusionConfig(
+        optim=OptimConfig(updates=1, learning_rate=0.1), base="encoder", residual_scale=4, **options
+    )
+    network = LightDenoiser(width=8, blocks=1, feature_channels=8)
+    return DiffusionStage(network, LightEncoder(width=8, blocks=1), config), network
+
+
+def test_structure_reaches_the_noise(photos):
+    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
+    plain = Batch(batch.hr, batch.lr, torch.zeros_like(batch.structure))
+    assert float(batch.structure.abs().max()) > 0
+    for shift, differs in (("bridge", True), ("none", False)):
+        loss, _ = _stage(shift=shift, target="marginal_noise")
+        assert (float(loss(batch, 7)["pixel"]) != float(loss(plain, 7)["pixel"])) == differs
+
+
+def test_rollout_feeds_the_networks_own_estimate(photos):
+    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
+    values = []
+    for rollout in (0.0, 1.0):
+        loss, network = _stage(target="sample", rollout=rollout)
+        seen = []
+        network.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[1].tolist()))
+        values.append(float(loss(batch, 7)["pixel"]))
+    assert values[0] != values[1]
+    assert seen[0] == [99, 99]
+    assert len(seen) == 2
+
+
+@pytest.fixture(scope="module")
+def feature_file(tmp_path_factory):
+    """Random weights in the layout of a VGG16's first three stages."""
+    generator, tensors, before = torch.Generator().manual_seed(0), {}, 3
+    for number, stage in enumerate(STAGES):
+        for name in stage:
+            after = 8 * 2**number
+            tensors[f"{name}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * 0.1
+            tensors[f"{name}.bias"] = torch.zeros(after)
+            before = after
+    file = tmp_path_factory.mktemp("features") / "features.safetensors"
+    save_file(tensors, file)
+    return file
+
+
+def test_feature_loss(feature_file):
+    loss = FeatureLoss(feature_file)
+    hr = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert float(loss(hr, hr)) == 0
+    near, far = (hr + size * torch.randn_like(hr) for size in (0.02, 0.3))
+    assert 0 < float(loss(near, hr)) < float(loss(far, hr))
+    near.requires_grad_(True)
+    loss(near, hr).backward()
+    assert float(near.grad.abs().sum()) > 0
+    assert not list(loss.parameters())
+
+
+def test_feature_loss_is_part_of_the_total(photos, feature_file):
+    from samdiffsr.training.config import LossConfig
+
+    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
+    values = {}
+    for weight in (0.1, 0.2):
+        loss, _ = _stage(target="velocity", loss=LossConfig(features_weight=weight, features_file=feature_file))
+        values[weight] = loss(batch, 7)
+    assert float(values[0.2]["features"]) == pytest.approx(2 * float(values[0.1]["features"]))
+    assert float(values[0.2]["pixel"]) == float(values[0.1]["pixel"])
+
+
+def test_missing_feature_weights_are_named(tmp_path):
+    with pytest.raises(SamDiffSRError, match=r"none\.safetensors"):
+        FeatureLoss(tmp_path / "none.safetensors")
+    save_file({"conv1_1.weight": torch.zeros(1)}, tmp_path / "half.safetensors")
+    with pytest.raises(SamDiffSRError, match=r"conv1_1\.bias"):
+        FeatureLoss(tmp_path / "half.safetensors")
+
+
+def test_learning_rate_warms_up_and_decays():
+    optim = OptimConfig(updates=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(update, optim) for update in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] < 0.001
+    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+
+
+def test_stage_2_without_an_encoder_is_refused(photos, tmp_path):
+    with pytest.raises(SamDiffSRError, match="encoder folder"):
+        train_diffusion(tiny(photos, tmp_path / "run"), resume=False, progress=quiet)
+
+
+def test_a_finished_run_is_not_overwritten(photos, tmp_path):
+    config = tiny(photos, tmp_path / "run")
+    train_encoder(config, resume=False, progress=quiet)
+    with pytest.raises(SamDiffSRError, match="--resume"):
+        train_encoder(config, resume=False, progress=quiet)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(photos, tmp_path):
+    config = tiny(photos, tmp_path / "run")
+    train_encoder(config, resume=False, progress=quiet)
+    file = tmp_path / "run/encoder/checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(SamDiffSRError, match=r"checkpoint\.pt is damaged"):
+        train_encoder(config, resume=True, progress=quiet)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["diffusion.shft=paper"], "diffusion.shft"),
+        (["diffusion.shift=papr"], "'bridge'"),
+        (["encoder.optim.updates=many"], "encoder.optim.updates"),
+        (["encoder.optim.updates=1"], "warmup"),
+        (["diffusion.target=posterior_noise"], "posterior_noise"),
+        (["diffusion.steps=101"], "101"),
+        (["encoder.loss.features_weight=0.1"], "features_file"),
+        (["seed"], "section.key=value"),
+        (["family.x=1"], "not a section"),
+    ],
+)
+def test_bad_configurations_name_the_key(overrides, told):
+    with pytest.raises(SamDiffSRError) as caught:
+        load_config("tiny", overrides)
+    assert told in str(caught.value)
+
+
+def test_unreadable_configurations(tmp_path):
+    with pytest.raises(SamDiffSRError, match=r"none\.yaml"):
+        load_config(tmp_path / "none.yaml", [])
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(SamDiffSRError, match="mapping"):
+        load_config(tmp_path / "list.yaml", [])
+
+
+def test_networks_of_the_wrong_arguments_are_named(photos, tmp_path):
+    with pytest.raises(SamDiffSRError, match="depth"):
+        train_encoder(tiny(photos, tmp_path, "encoder.network={depth: 3}"), resume=False, progress=quiet)
+
+
+@pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.yaml")))
+def test_presets_are_valid(preset, feature_file):
+    overrides = [f"{stage}.loss.features_file={feature_file}" for stage in ("diffusion",)] if preset != "tiny" else []
+    assert load_config(preset, overrides).family in ("light", "paper")
