@@ -16,7 +16,7 @@ test: $(VENV)/dev.stamp  ## the whole test suite
 lint: $(VENV)/dev.stamp  ## style, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 # torch first and alone: asked for by its exact version it is the CPU build where one is offered.

@@ -18,6 +18,7 @@ from samdiffsr.training.features import STAGES, FeatureLoss
 from samdiffsr.training.loop import learning_rate
 from samdiffsr.training.stages import train_diffusion, train_encoder
 from test_data import write_masks
+import itertools
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +227,8 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert rates[99] < 0.001
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
-    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[:11]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_stage_2_without_an_encoder_is_refused(photos, tmp_path):

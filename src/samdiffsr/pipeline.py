@@ -132,7 +132,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         output_type: Literal["pil", "np", "pt"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
-    ) -> SamDiffSROutput | tuple:
+    ) -> Any:
         """Upscale x4.
 
         Args:
@@ -142,7 +142,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
             generator: None, one (every image starts from its present state, so that the result for an image does not depend
                 on the others) or a list with one for each image.
             output_type: "pil", "np" or "pt"; see `SamDiffSROutput`.
-            return_dict: False returns a tuple.
+            return_dict: False returns the tuple (images,) instead of a `SamDiffSROutput`.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x_t}); returns a dict whose "latents", if
                 there, replace x_t.
 
@@ -151,7 +151,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
             ConfigError: an option or a scheduler that does not fit the model.
         """
         convert = choose(output_type, {"pil": _to_pil, "np": _to_numpy, "pt": _to_pt}, "output_type")
-        steps = self.config.steps if num_inference_steps is None else num_inference_steps
+        steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         self._check(steps)
         images = _as_list(image)
         outputs = [
@@ -167,13 +167,14 @@ class SamDiffSRPipeline(DiffusionPipeline):
         config, total = self.scheduler.config, self.scheduler.config.num_train_timesteps
         if not (isinstance(steps, int) and 1 <= steps <= total):
             raise ConfigError(f"num_inference_steps is {steps!r}, but must be a whole number from 1 to {total}.")
-        wanted, found = PREDICTION_TYPE[self.config.target], config.get("prediction_type")
+        target = self.config["target"]
+        wanted, found = PREDICTION_TYPE[target], config.get("prediction_type")
         if found != wanted:
             raise ConfigError(
-                f"the scheduler has prediction_type {found!r}, but a model that predicts {self.config.target!r} needs "
+                f"the scheduler has prediction_type {found!r}, but a model that predicts {target!r} needs "
                 f"{wanted!r}; build it with make_scheduler or from_config(..., prediction_type={wanted!r})."
             )
-        if self.config.target == "posterior_noise":
+        if target == "posterior_noise":
             exact = isinstance(self.scheduler, DDPMScheduler) and not config.clip_sample and not config.thresholding
             if not exact or steps != total:
                 raise ConfigError(
@@ -184,15 +185,15 @@ class SamDiffSRPipeline(DiffusionPipeline):
     def _upscale(self, lr: Tensor, steps: int, generator: torch.Generator, callback: Callback | None) -> Tensor:
         """lr (1, 3, h, w) in [0, 1] -> sr (1, 3, 4h, 4w) in [-1, 1]."""
         height, width = lr.shape[2:]
-        lr = 2 * lr.to(self.device, self.denoiser.dtype) * (255 / self.config.lr_divisor) - 1
-        with_image = self.config.base == "encoder"
+        lr = 2 * lr.to(self.device, self.denoiser.dtype) * (255 / self.config["lr_divisor"]) - 1
+        with_image = self.config["base"] == "encoder"
         features, estimate = self.encoder.encode(self._pad(lr), with_image=with_image)
         if estimate is None:
             base = imresize_tensor(lr, SCALE)
         else:
             base = estimate[..., : SCALE * height, : SCALE * width]
         x_0 = self._sample(features, steps, generator, callback)[..., : SCALE * height, : SCALE * width]
-        return (x_0.clamp(-1, 1) / self.config.residual_scale + base).clamp(-1, 1)
+        return (x_0.clamp(-1, 1) / self.config["residual_scale"] + base).clamp(-1, 1)
 
     def _pad(self, lr: Tensor) -> Tensor:
         """Repeat the last row and column until the denoiser can take the size."""
@@ -208,7 +209,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         x_t = noise * self.scheduler.init_noise_sigma
         takes = inspect.signature(self.scheduler.step).parameters
         options = {"generator": generator} if "generator" in takes else {}
-        with self.progress_bar(total=steps) as bar:
+        with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, timestep in enumerate(self.scheduler.timesteps):
                 scaled = self.scheduler.scale_model_input(x_t, timestep)
                 t = torch.full((1,), int(timestep), device=self.device)

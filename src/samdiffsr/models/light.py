@@ -101,8 +101,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         rate = torch.exp(torch.arange(self.HALF, device=t.device) * (-math.log(10000.0) / (self.HALF - 1)))
         angle = t.float()[:, None] * rate[None, :]
-        weight = self.mlp[0].weight
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1).to(weight.dtype))
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 class LightDenoiser(ModelMixin, ConfigMixin):

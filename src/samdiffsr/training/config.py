@@ -112,7 +112,7 @@ class TrainConfig(_Frozen):
 PRESETS = Path(__file__).parents[1] / "presets"
 
 
-def load_config(file: Path, overrides: list[str]) -> TrainConfig:
+def load_config(file: Path | str, overrides: list[str]) -> TrainConfig:
     """Read a YAML configuration, or a preset by name, and apply overrides `section.key=value` (the value is YAML too).
 
     Raises:

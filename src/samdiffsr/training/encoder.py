@@ -17,7 +17,7 @@ class EncoderStage:
         self.weight = config.loss.features_weight
         self.features = FeatureLoss(config.loss.features_file) if config.loss.features_file else None
 
-    def __call__(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, seed: int) -> dict[str, Tensor]:  # noqa: ARG002 - both stages are called alike
         """Named loss terms; their sum is minimised. `seed` is unused: this stage draws nothing."""
         estimate = self.network(batch.lr).float()
         terms = {"pixel": pixel_loss(estimate, batch.hr, self.pixel)}
