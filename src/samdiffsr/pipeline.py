@@ -117,6 +117,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
             )
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
+        kwargs.setdefault("low_cpu_mem_usage", False)  # True needs accelerate, and gains nothing at this size
         try:
             return super().from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **kwargs)
         except (OSError, ValueError, RuntimeError, AttributeError, KeyError, ImportError) as error:

@@ -71,6 +71,8 @@ def prepare_folder(
     """
     options = options or {}
     choose(options.get("encoding", "rope"), ENCODINGS, "encoding")
+    if not Path(photos).is_dir():
+        raise ConfigError(f"folder {photos} with the photographs does not exist.")
     files = sorted(file for file in Path(photos).iterdir() if file.suffix.lower() in READABLE)
     if not files:
         raise ConfigError(f"folder {photos} has no image to prepare.")

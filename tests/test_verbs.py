@@ -1,0 +1,72 @@
+"""`prepare`, `train` and `convert` as a user runs them: real small files in, a working model out."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import DATA
+from PIL import Image
+from test_data import photos, prepare  # noqa: F401 - the fixture of two photographs
+
+from samdiffsr import SamDiffSRPipeline
+from samdiffsr.cli import main
+
+
+def samdiffsr(*arguments) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code or 0
+
+
+def test_from_photographs_to_a_model_to_a_picture(photos, capsys):  # noqa: F811
+    data, run = photos / "data", photos / "run"
+    assert samdiffsr("prepare", "-i", photos / "hr", "--masks", photos / "masks", "-o", data) == 0
+    settings = ("--set", f"photos={data}", "--set", f"output={run}", "--set", "encoder.optim.updates=2")
+    assert samdiffsr("train", "tiny", *settings) == 0
+    assert samdiffsr("train", "tiny", *settings) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert samdiffsr("train", "tiny", *settings, "--resume") == 0
+    Image.new("RGB", (5, 3), "teal").save(photos / "in.png")
+    assert samdiffsr("upscale", "-i", photos / "in.png", "-o", photos / "big.png", "-m", run / "model") == 0
+    assert Image.open(photos / "big.png").size == (20, 12)
+
+
+def test_one_stage_alone(photos, capsys):  # noqa: F811
+    prepare(photos)
+    settings = ("--set", f"photos={photos / 'out'}", "--set", f"output={photos / 'run'}")
+    assert samdiffsr("train", "tiny", *settings, "--stage", "diffusion") == 2
+    assert "encoder folder" in capsys.readouterr().err
+    assert samdiffsr("train", "tiny", *settings, "--stage", "encoder") == 0
+    assert not (photos / "run/diffusion").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("train", "nothing"), "nothing"),
+        (("train", "tiny", "--set", "encoder.depth=3"), "encoder.depth"),
+        (("train", "tiny", "--set", "photos=nowhere"), "nowhere"),
+        (("convert", "none.ckpt", "-o", "x"), "none.ckpt"),
+        (("prepare", "-i", "nowhere", "--masks", "m", "-o", "x"), "nowhere"),
+        (("prepare", "-i", ".", "--masks", "m", "-o", "x", "--encoding", "polar"), "'rope'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert samdiffsr(*arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_convert(tmp_path, capsys):
+    checkpoint = DATA / "golden" / "released_small.ckpt"
+    assert samdiffsr("convert", checkpoint, "-o", tmp_path / "model", "--released-preprocessing") == 0
+    pipe = SamDiffSRPipeline.from_pretrained(tmp_path / "model")
+    assert (pipe.config["shift"], pipe.config["target"], pipe.config["lr_divisor"]) == ("released", "marginal_noise", 256)
+    assert len(json.loads((tmp_path / "model/scheduler/scheduler_config.json").read_text())["trained_betas"]) == 100
+    assert pipe(np.zeros((3, 4, 3), np.uint8), num_inference_steps=2).images[0].size == (16, 12)
+    assert samdiffsr("convert", checkpoint, "-o", tmp_path / "model") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
