@@ -456,7 +456,7 @@ def test_unknown_extension(tmp_path: Path, name: str) -> None:
 
 def test_sides_that_a_format_cannot_hold() -> None:
     assert check_target("a.webp", height=16_383, width=1, alpha=False) == "WEBP"
-    with pytest.raises(ImageError, match="1x16384 .*16383"):
+    with pytest.raises(ImageError, match=r"1x16384 .*16383"):
         check_target("a.webp", height=16_384, width=1, alpha=False)
     with pytest.raises(ImageError, match="65500"):
         check_target("a.jpg", height=1, width=65_501, alpha=False)

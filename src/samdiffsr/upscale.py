@@ -270,7 +270,7 @@ def _upscaled(
     """The picture at four times its height and width; running out of memory becomes an ImageError."""
     import torch
 
-    def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def after_step(pipe: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         tell(min(1.0, (step + 1) / len(pipe.scheduler.timesteps)))
         return kwargs
 

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The embedded default model, from photographs to weights:  PHOTOS=hr MASKS=masks FEATURES=vgg.safetensors runs/default.sh OUTPUT
+# PHOTOS: folder of images; MASKS: <stem>.json of each, as segment-anything's amg.py --convert-to-rle writes them; FEATURES: a VGG16's first three
+# stages for the feature loss. Interrupted, the same command goes on. Needs: pip install -c constraints.txt -e '.[train]'
+set -euo pipefail
+cd "$(dirname "$0")/.."
+output=${1:?the folder to write}
+: "${PHOTOS:?folder of photographs}" "${MASKS:?folder of masks}" "${FEATURES:?weights of the feature loss}"
+# Keep freed memory instead of returning it to the system: training is 2x faster with it (docs/log.md).
+export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=200000000
+
+samdiffsr prepare -i "$PHOTOS" --masks "$MASKS" -o "$output/data" --workers 2
+samdiffsr train light-cpu --resume \
+    --set photos="$output/data" --set output="$output" --set diffusion.loss.features_file="$FEATURES"
+python runs/ship.py "$output/model" src/samdiffsr/weights/default

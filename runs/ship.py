@@ -1,0 +1,23 @@
+"""A trained pipeline folder to the weights that the package carries:  python runs/ship.py MODEL TARGET
+
+Weights become float16; the model card (README.md) of TARGET is kept.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from samdiffsr import SamDiffSRPipeline
+
+
+def main() -> None:
+    source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    pipe = SamDiffSRPipeline.from_pretrained(source)
+    pipe.to(torch.float16).save_pretrained(target)
+    for file in sorted(target.rglob("*.safetensors")):
+        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
