@@ -72,7 +72,8 @@ class SamDiffSRPipeline(DiffusionPipeline):
         shift: how the training noise was modulated; a record, for sampling does not depend on it.
         target: what the denoiser predicts.
         steps: default number of sampling steps.
-        lr_divisor: 255, or 256 to repeat the released code, which makes images 0.4 % darker before and not after.
+        lr_divisor: of the 8-bit pixels that bicubic upscaling sees; 255, or 256 to repeat the released code, whose base is
+            0.4 % darker (its encoder does see pixels / 255).
     """
 
     def __init__(
@@ -186,11 +187,11 @@ class SamDiffSRPipeline(DiffusionPipeline):
     def _upscale(self, lr: Tensor, steps: int, generator: torch.Generator, callback: Callback | None) -> Tensor:
         """lr (1, 3, h, w) in [0, 1] -> sr (1, 3, 4h, 4w) in [-1, 1]."""
         height, width = lr.shape[2:]
-        lr = 2 * lr.to(self.device, self.denoiser.dtype) * (255 / self.config["lr_divisor"]) - 1
+        lr = lr.to(self.device, self.denoiser.dtype)
         with_image = self.config["base"] == "encoder"
-        features, estimate = self.encoder.encode(self._pad(lr), with_image=with_image)
+        features, estimate = self.encoder.encode(self._pad(2 * lr - 1), with_image=with_image)
         if estimate is None:
-            base = imresize_tensor(lr, SCALE)
+            base = 2 * imresize_tensor(lr * (255 / self.config["lr_divisor"]), SCALE) - 1
         else:
             base = estimate[..., : SCALE * height, : SCALE * width]
         x_0 = self._sample(features, steps, generator, callback)[..., : SCALE * height, : SCALE * width]
