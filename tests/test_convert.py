@@ -285,6 +285,14 @@ def test_truncated_files(original, file, zipped, kept):
         read_released(file)
 
 
+def test_a_file_that_ends_within_the_length_of_a_name(file):
+    """The one truncation that torch.load reports as a bare struct.error."""
+    data = CHECKPOINT.read_bytes()
+    file.write_bytes(data[: data.index(b"alphas_cumprod") - 2])
+    with pytest.raises(CheckpointError, match=r"truncated, damaged .* \(error\)"):
+        read_released(file)
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_flipped_bytes_never_escape_as_another_error(file):
     data = bytearray(CHECKPOINT.read_bytes())

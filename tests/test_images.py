@@ -299,7 +299,7 @@ def test_device(tmp_path: Path) -> None:
 
 def test_empty(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    refused(tmp_path / "a.png", "empty")
+    refused(tmp_path / "a.png", r"is empty \(0 bytes\); copy")
 
 
 @pytest.mark.parametrize(

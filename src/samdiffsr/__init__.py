@@ -22,6 +22,8 @@ _HOME = {
     "load_released": "samdiffsr.convert",
     "structure_map": "samdiffsr.structure",
 }
+# diffusers loads a component from the module that model_index.json names, and looks there for its base class too.
+_BASE = {"ModelMixin": "diffusers"}
 __all__ = [*sorted(_HOME), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    home = _HOME.get(name) or _BASE.get(name)
+    if home is None:
         raise AttributeError(f"module 'samdiffsr' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

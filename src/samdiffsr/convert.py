@@ -95,7 +95,7 @@ def read_released_encoder(path: str | os.PathLike[str]) -> RRDBEncoder:
     return _build(RRDBEncoder, _encoder_sizes(tensors, file, ""), tensors, file, "")
 
 
-def load_released(path: str | os.PathLike[str], *, released_preprocessing: bool = False) -> SamDiffSRPipeline:
+def load_released(path: str | os.PathLike[str], released_preprocessing: bool = False) -> SamDiffSRPipeline:
     """A pipeline that samples as the released code does: T ancestral steps, x_0 clipped, fixed small variance.
 
     Args:

@@ -29,6 +29,8 @@ class RRDBEncoder(ModelMixin, ConfigMixin):
         ConfigError: for another scale or fewer than 2 blocks.
     """
 
+    __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
+
     @register_to_config
     def __init__(
         self, channels: int = 64, blocks: int = 17, growth: int = 32, scale: int = 4, image_channels: int = 3

@@ -57,6 +57,8 @@ class LightEncoder(ModelMixin, ConfigMixin):
         blocks: residual blocks.
     """
 
+    __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
+
     @register_to_config
     def __init__(self, width: int = 128, blocks: int = 8) -> None:
         super().__init__()
@@ -112,6 +114,8 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         blocks: residual blocks.
         feature_channels: channels of the encoder's features.
     """
+
+    __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
 
     @register_to_config
     def __init__(self, width: int = 128, blocks: int = 8, feature_channels: int = 128) -> None:

@@ -34,6 +34,8 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         ConfigError: for an odd scale, an odd or too small dim, or no level.
     """
 
+    __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
+
     @register_to_config
     def __init__(
         self,
