@@ -191,11 +191,16 @@ def feature_file(tmp_path_factory):
 def test_feature_loss(feature_file):
     loss = FeatureLoss(feature_file)
     hr = torch.rand(1, 3, 16, 16) * 2 - 1
-    assert float(loss(hr, hr)) == 0
+
+    def distance(image, seed=0):
+        return loss(image, hr, torch.Generator().manual_seed(seed))
+
+    assert float(distance(hr)) == 0
     near, far = (hr + size * torch.randn_like(hr) for size in (0.02, 0.3))
-    assert 0 < float(loss(near, hr)) < float(loss(far, hr))
+    assert 0 < float(distance(near)) < float(distance(far))
+    assert len({float(distance(far, seed)) for seed in range(20)}) > 4  # the phase of the pooling is drawn
     near.requires_grad_(True)
-    loss(near, hr).backward()
+    distance(near).backward()
     assert float(near.grad.abs().sum()) > 0
     assert not list(loss.parameters())
 

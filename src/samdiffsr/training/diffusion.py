@@ -43,7 +43,7 @@ class DiffusionStage:
         terms = {"pixel": pixel_loss(prediction, target, self.pixel)}
         if self.features is not None:
             estimate = self.process.predict_x0(x_t, prediction, t).clamp(-1, 1) / self.config.residual_scale + base
-            terms["features"] = self.weight * self.features(estimate, batch.hr)
+            terms["features"] = self.weight * self.features(estimate, batch.hr, generator)
         return terms
 
     def _rollout(self, x_0: Tensor, features: Tensor, structure: Tensor, generator: torch.Generator) -> Tensor:

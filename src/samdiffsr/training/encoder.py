@@ -1,5 +1,6 @@
 """Stage 1: the LR encoder learns to estimate the HR image itself."""
 
+import torch
 from torch import Tensor, nn
 
 from samdiffsr.data.dataset import Batch
@@ -17,10 +18,10 @@ class EncoderStage:
         self.weight = config.loss.features_weight
         self.features = FeatureLoss(config.loss.features_file) if config.loss.features_file else None
 
-    def __call__(self, batch: Batch, seed: int) -> dict[str, Tensor]:  # noqa: ARG002 - both stages are called alike
-        """Named loss terms; their sum is minimised. `seed` is unused: this stage draws nothing."""
+    def __call__(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Named loss terms; their sum is minimised. `seed` places the feature loss."""
         estimate = self.network(batch.lr).float()
         terms = {"pixel": pixel_loss(estimate, batch.hr, self.pixel)}
         if self.features is not None:
-            terms["features"] = self.weight * self.features(estimate, batch.hr)
+            terms["features"] = self.weight * self.features(estimate, batch.hr, torch.Generator().manual_seed(seed))
         return terms

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from samdiffsr.errors import CheckpointError
 
 STAGES = (("conv1_1", "conv1_2"), ("conv2_1", "conv2_2"), ("conv3_1", "conv3_2", "conv3_3"))
+POOLED = 4  # pixels that the two poolings merge along each axis
 MEAN_BGR = (104.00699, 116.66877, 122.67892)  # of the Caffe weights, whose input is BGR in 0..255
 
 
@@ -47,8 +48,14 @@ class FeatureLoss(nn.Module):
             out.append(x / (x.norm(dim=1, keepdim=True) + 1e-8))
         return out
 
-    def forward(self, estimate: Tensor, hr: Tensor) -> Tensor:
-        """estimate, hr (N, 3, H, W) in [-1, 1] -> scalar; gradients reach `estimate` only."""
+    def forward(self, estimate: Tensor, hr: Tensor, generator: torch.Generator) -> Tensor:
+        """estimate, hr (N, 3, H, W) in [-1, 1] -> scalar; gradients reach `estimate` only.
+
+        Both lose up to 3 rows and columns at the top and left, as `generator` draws: pooling always in the phase of the
+        pixel shuffle would let a network hide a checkerboard from it (docs/log.md).
+        """
+        top, left = torch.randint(POOLED, (2,), generator=generator).tolist()
+        estimate, hr = estimate[..., top:, left:], hr[..., top:, left:]
         with torch.no_grad():
             wanted = self._features(hr)
         terms = [((a - b).float() ** 2).sum(1).mean() for a, b in zip(self._features(estimate), wanted, strict=True)]
