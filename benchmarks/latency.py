@@ -71,7 +71,9 @@ def main() -> None:
     print(f"paper-size network: encoder {once:.1f} s, one step {step:.2f} s (median of {options.paper_steps_timed});")
     print(f"    extrapolated to {PAPER_STEPS} steps: {paper:.0f} s")
     print(f"ratio: {paper / ours:.0f}x faster")
-    print(f"matrix multiply here: {rate / 1e9:.0f} GFLOP/s; the default model reaches {flops / ours / 1e9:.0f} GFLOP/s,")
+    print(
+        f"matrix multiply here: {rate / 1e9:.0f} GFLOP/s; the default model reaches {flops / ours / 1e9:.0f} GFLOP/s,"
+    )
     print(f"    {100 * flops / ours / rate:.0f} % of it")
 
 

@@ -45,7 +45,9 @@ def distance(tmp_path):
     generator, tensors = torch.Generator().manual_seed(0), {}
 
     def conv(name, after, before, size):
-        tensors[f"{name}.weight"] = torch.randn(after, before, size, size, generator=generator) / (before * size**2) ** 0.5
+        tensors[f"{name}.weight"] = (
+            torch.randn(after, before, size, size, generator=generator) / (before * size**2) ** 0.5
+        )
         tensors[f"{name}.bias"] = torch.zeros(after)
 
     conv("conv1", 64, 3, 3)

@@ -8,6 +8,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     UniPCMultistepScheduler,
 )
 from PIL import Image
@@ -140,7 +141,14 @@ def test_padding_loses_and_moves_nothing(paper_pipe):
 
 @pytest.mark.parametrize(
     "scheduler",
-    [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler],
+    [
+        DDPMScheduler,
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        EulerDiscreteScheduler,
+        LCMScheduler,
+    ],
 )
 def test_stock_schedulers_swap(tiny_pipe, scheduler):
     tiny_pipe.scheduler = make_scheduler(scheduler, NoiseSchedule.cosine(100), "sample")
@@ -149,6 +157,12 @@ def test_stock_schedulers_swap(tiny_pipe, scheduler):
     assert np.array_equal(
         out, tiny_pipe(picture(4, 4), num_inference_steps=5, generator=seeded(), output_type="np").images
     )
+
+
+def test_a_scheduler_that_cannot_take_so_many_steps_says_so(tiny_pipe):
+    tiny_pipe.scheduler = make_scheduler(LCMScheduler, NoiseSchedule.cosine(100), "sample", original_inference_steps=50)
+    with pytest.raises(SamDiffSRError, match="LCMScheduler refuses 60 steps"):
+        tiny_pipe(picture(2, 2), num_inference_steps=60)
 
 
 def test_a_scheduler_that_misreads_the_prediction_is_refused(tiny_pipe):

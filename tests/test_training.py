@@ -1,5 +1,6 @@
 """The training core on two small photographs: it learns, resumes bit-equal, clips, averages, and refuses what cannot work."""
 
+import itertools
 import json
 import math
 
@@ -18,7 +19,6 @@ from samdiffsr.training.features import STAGES, FeatureLoss
 from samdiffsr.training.loop import learning_rate
 from samdiffsr.training.stages import train_diffusion, train_encoder
 from test_data import write_masks
-import itertools
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,17 @@ def test_a_stopped_run_goes_on_bit_equal(photos, tmp_path):
             assert (tmp_path / name / stage / "checkpoint.pt").exists()
     assert same(weights(tmp_path / "whole/model"), weights(tmp_path / "parts/model"))
     assert not same(weights(tmp_path / "whole/model"), {})
+
+
+def test_a_finished_run_can_be_saved_with_another_scheduler(photos, tmp_path):
+    config = tiny(photos, tmp_path / "run")
+    train_encoder(config, resume=False, progress=quiet)
+    before = weights(train_diffusion(config, resume=False, progress=quiet))
+    other = tiny(photos, tmp_path / "run", "diffusion.scheduler=lcm", "diffusion.steps=4")
+    folder = train_diffusion(other, resume=True, progress=quiet)
+    assert same(weights(folder), before)
+    pipe = SamDiffSRPipeline.from_pretrained(folder)
+    assert (type(pipe.scheduler).__name__, pipe.config["steps"]) == ("LCMScheduler", 4)
 
 
 def test_seeds_change_the_result(photos, tmp_path):

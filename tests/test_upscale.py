@@ -260,6 +260,8 @@ def test_existing_targets(tiny_pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     old = tmp_path / "o" / "a_x4.png"
     old.write_bytes(b"precious")
+    todo, _ = sift(plan([a, b], tmp_path / "o"), overwrite=False, skip_existing=False)
+    assert [job.source for job in todo] == [b]  # known before a model is loaded
     report = run(tiny_pipe, [a, b], tmp_path / "o")
     ((source, message),) = report.failed
     assert source == a and "--overwrite" in message and "--skip-existing" in message and str(old) in message

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from conftest import DATA
 from PIL import Image
-from test_data import photos, prepare  # noqa: F401 - the fixture of two photographs
 
+from conftest import DATA
 from samdiffsr import SamDiffSRPipeline
 from samdiffsr.cli import main
+from test_data import photos, prepare  # noqa: F401 - the fixture of two photographs
 
 
 def samdiffsr(*arguments) -> int:
@@ -64,7 +64,11 @@ def test_convert(tmp_path, capsys):
     checkpoint = DATA / "golden" / "released_small.ckpt"
     assert samdiffsr("convert", checkpoint, "-o", tmp_path / "model", "--released-preprocessing") == 0
     pipe = SamDiffSRPipeline.from_pretrained(tmp_path / "model")
-    assert (pipe.config["shift"], pipe.config["target"], pipe.config["lr_divisor"]) == ("released", "marginal_noise", 256)
+    assert (pipe.config["shift"], pipe.config["target"], pipe.config["lr_divisor"]) == (
+        "released",
+        "marginal_noise",
+        256,
+    )
     assert len(json.loads((tmp_path / "model/scheduler/scheduler_config.json").read_text())["trained_betas"]) == 100
     assert pipe(np.zeros((3, 4, 3), np.uint8), num_inference_steps=2).images[0].size == (16, 12)
     assert samdiffsr("convert", checkpoint, "-o", tmp_path / "model") == 2

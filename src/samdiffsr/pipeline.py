@@ -49,6 +49,8 @@ def make_scheduler(cls: type, schedule: NoiseSchedule, target: str, **options: A
     known = inspect.signature(cls.__init__).parameters
     if "clip_sample" in known:
         options.setdefault("clip_sample", target != "posterior_noise")
+    if "original_inference_steps" in known:  # LCMScheduler can take no more steps than these, 50 by default
+        options.setdefault("original_inference_steps", len(schedule))
     return cls(
         num_train_timesteps=len(schedule),
         trained_betas=schedule.betas.tolist(),
@@ -205,7 +207,10 @@ class SamDiffSRPipeline(DiffusionPipeline):
 
     def _sample(self, features: Tensor, steps: int, generator: torch.Generator, callback: Callback | None) -> Tensor:
         """The reverse process: x_T from N(0, I), then one denoiser call a step."""
-        self.scheduler.set_timesteps(steps, device=self.device)
+        try:
+            self.scheduler.set_timesteps(steps, device=self.device)
+        except ValueError as error:
+            raise ConfigError(f"{type(self.scheduler).__name__} refuses {steps} steps: {error}") from None
         shape = (1, 3, SCALE * features.shape[2], SCALE * features.shape[3])
         noise = randn_tensor(shape, generator=generator, device=self.device, dtype=features.dtype)
         x_t = noise * self.scheduler.init_noise_sigma

@@ -78,7 +78,7 @@ class DiffusionConfig(StageConfig):
     rollout: float = Field(
         0.0, ge=0, le=1, description="share of examples whose x_t is made from the network's own first estimate"
     )
-    scheduler: Literal["ddpm", "ddim", "dpmsolver++"] = Field("ddpm", description="stored with the model")
+    scheduler: Literal["ddpm", "ddim", "lcm", "dpmsolver++"] = Field("ddpm", description="stored with the model")
     steps: int = Field(100, ge=1, description="default number of sampling steps, stored with the model")
     encoder: Path | None = Field(
         None, description="folder of a trained encoder; default: the one of this run's stage 1"

@@ -71,10 +71,16 @@ def run(
         if (update + 1) % config.save_every == 0 or update + 1 == optim.updates:
             state = {"network": network.state_dict(), "adam": adam.state_dict(), "ema": ema.state_dict()}
             save_checkpoint(folder, state | {"update": update + 1})
-            ema.store(network.parameters())
-            ema.copy_to(network.parameters())
-            save_ema(network)
-            ema.restore(network.parameters())
+            _save_averaged(network, ema, save_ema)
+    if first == optim.updates:  # finished before: only the settings that do not concern training can have changed
+        _save_averaged(network, ema, save_ema)
+
+
+def _save_averaged(network: nn.Module, ema: EMAModel, save_ema: Callable[[nn.Module], None]) -> None:
+    ema.store(network.parameters())
+    ema.copy_to(network.parameters())
+    save_ema(network)
+    ema.restore(network.parameters())
 
 
 def _log(folder: Path, record: dict) -> None:

@@ -27,6 +27,7 @@ DENOISERS = {"light": LightDenoiser, "paper": ConditionalUNet}
 SCHEDULERS = {
     "ddpm": (diffusers.DDPMScheduler, {}),
     "ddim": (diffusers.DDIMScheduler, {"timestep_spacing": "trailing"}),
+    "lcm": (diffusers.LCMScheduler, {}),
     "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
 }
 Progress = Callable[[int, dict[str, float]], None]
