@@ -1,7 +1,6 @@
 """The command line as a user meets it: exit codes, one-sentence errors, and a help text that comes at once."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -97,17 +96,6 @@ def test_help_loads_nothing_heavy() -> None:
     """
     done = python("-c", "\n".join(line[8:] for line in script.splitlines()))
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
-
-
-def test_help_comes_at_once() -> None:
-    spent = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert python("-m", "samdiffsr", "--help").returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # processor time, for the wall clock tells how busy the machine is
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) < 0.3, spent
 
 
 # --- upscale ---------------------------------------------------------------------------------------------------------
