@@ -12,4 +12,10 @@ export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLO
 samdiffsr prepare -i "$PHOTOS" --masks "$MASKS" -o "$output/data" --workers 2
 samdiffsr train light-cpu --resume \
     --set photos="$output/data" --set output="$output" --set diffusion.loss.features_file="$FEATURES"
-python runs/ship.py "$output/model" src/samdiffsr/weights/default
+# A short finish with little feature loss takes most of the checkerboard away that it paints (docs/log.md).
+samdiffsr train light-cpu --stage diffusion --resume \
+    --set photos="$output/data" --set output="$output/finish" --set diffusion.loss.features_file="$FEATURES" \
+    --set diffusion.encoder="$output/encoder/weights" --set diffusion.start="$output/model" \
+    --set diffusion.loss.features_weight=0.05 --set diffusion.optim.updates=300 --set diffusion.optim.warmup=10 \
+    --set diffusion.optim.learning_rate=2.0e-4 --set seed=1
+python runs/ship.py "$output/finish/model" src/samdiffsr/weights/default

@@ -106,6 +106,19 @@ def test_a_finished_run_can_be_saved_with_another_scheduler(photos, tmp_path):
     assert (type(pipe.scheduler).__name__, pipe.config["steps"]) == ("LCMScheduler", 4)
 
 
+def test_training_further_starts_from_the_given_denoiser(photos, tmp_path):
+    first = tiny(photos, tmp_path / "first")
+    train_encoder(first, resume=False, progress=quiet)
+    model = train_diffusion(first, resume=False, progress=quiet)
+    shared = (f"diffusion.encoder={tmp_path / 'first/encoder/weights'}", "diffusion.optim.learning_rate=1.0e-12")
+    further = tiny(photos, tmp_path / "further", *shared, f"diffusion.start={model}")
+    found = weights(train_diffusion(further, resume=False, progress=quiet))["denoiser"]
+    for name, tensor in weights(model)["denoiser"].items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-8, rtol=1e-6)
+    with pytest.raises(SamDiffSRError, match="no denoiser"):
+        train_diffusion(tiny(photos, tmp_path / "x", *shared, "diffusion.start=x"), resume=False, progress=quiet)
+
+
 def test_seeds_change_the_result(photos, tmp_path):
     folders = []
     for seed in (0, 1):

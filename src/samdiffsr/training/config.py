@@ -83,6 +83,9 @@ class DiffusionConfig(StageConfig):
     encoder: Path | None = Field(
         None, description="folder of a trained encoder; default: the one of this run's stage 1"
     )
+    start: Path | None = Field(
+        None, description="pipeline folder whose denoiser is trained further; default: a new one"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "DiffusionConfig":

@@ -69,7 +69,12 @@ def train_diffusion(config: TrainConfig, *, resume: bool, progress: Progress) ->
         raise CheckpointError(f"encoder folder {source} is missing: run stage 'encoder', or set diffusion.encoder.")
     _claim(folder, config, resume)
     encoder = ENCODERS[config.family].from_pretrained(source, dtype=torch.float32)
-    network = _build(DENOISERS[config.family], stage, config.seed)
+    if stage.start is None:
+        network = _build(DENOISERS[config.family], stage, config.seed)
+    elif (stage.start / "denoiser" / "config.json").is_file():
+        network = DENOISERS[config.family].from_pretrained(stage.start / "denoiser", dtype=torch.float32)
+    else:
+        raise CheckpointError(f"diffusion.start is {stage.start}, but there is no denoiser in that folder.")
     scheduler_class, options = SCHEDULERS[stage.scheduler]
     scheduler = make_scheduler(scheduler_class, NoiseSchedule.cosine(stage.timesteps), stage.target, **options)
 
