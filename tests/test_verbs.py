@@ -1,6 +1,7 @@
 """`prepare`, `train` and `convert` as a user runs them: real small files in, a working model out."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -58,6 +59,14 @@ def test_bad_input_is_one_sentence_and_code_2(arguments, told, capsys, tmp_path,
     assert told in error
     assert "Traceback" not in error
     assert not list(tmp_path.glob("x*"))
+
+
+def test_a_missing_extra_is_named(photos, capsys, monkeypatch):  # noqa: F811
+    for name in [name for name in sys.modules if name.startswith(("samdiffsr.data.prepare", "samdiffsr.masks"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    assert samdiffsr("prepare", "-i", photos / "hr", "--masks", photos / "masks", "-o", photos / "data") == 2
+    assert "pip install 'samdiffsr[train]'" in capsys.readouterr().err
 
 
 def test_convert(tmp_path, capsys):

@@ -19,6 +19,9 @@ from samdiffsr.errors import SamDiffSRError
 VERBS = (upscale, prepare, train, convert)
 """In the order of `--help`."""
 
+EXTRAS = {"pycocotools": "train", "pydantic": "train", "yaml": "train"}
+"""Packages that a verb may miss, and the extra that brings each."""
+
 app = typer.Typer(
     name="samdiffsr",
     no_args_is_help=True,
@@ -54,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(args=None if arguments is None else list(arguments), prog_name="samdiffsr")
     except SamDiffSRError as error:
         typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        typer.echo(f"Error: {package} is not installed: pip install 'samdiffsr[{EXTRAS[package]}]'.", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
