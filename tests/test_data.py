@@ -101,6 +101,13 @@ def test_a_missing_mask_file_is_an_error(photos):
         PreparedPhotos(photos / "out", crop_lr=4, candidates=1, flips=True)
 
 
+@pytest.mark.parametrize("option", ["encoding", "mean_over", "overlap"])
+def test_unknown_structure_options_leave_no_folder(photos, option):
+    with pytest.raises(SamDiffSRError, match=option):
+        prepare(photos, options={option: "polar"})
+    assert not (photos / "out").exists()
+
+
 def test_an_empty_folder_is_an_error(tmp_path):
     (tmp_path / "hr").mkdir()
     with pytest.raises(SamDiffSRError, match="no image"):

@@ -18,9 +18,8 @@ from torch import Tensor
 from samdiffsr.diffusion.process import SHIFTS, TARGETS
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import CheckpointError, ConfigError, ImageError, choose
-from samdiffsr.resize import imresize_tensor
+from samdiffsr.resize import SCALE, imresize_tensor
 
-SCALE = 4
 DEFAULT_MODEL = Path(__file__).with_name("weights") / "default"
 # What a scheduler must be told so that it reads a prediction of each target as what it is.
 PREDICTION_TYPE = {

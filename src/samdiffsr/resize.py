@@ -14,6 +14,8 @@ from samdiffsr.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+SCALE = 4  # HR pixels per LR pixel, throughout the package
+
 
 def _cubic(x: np.ndarray) -> np.ndarray:
     """Keys' cubic convolution kernel with a = -0.5."""

@@ -19,14 +19,13 @@ import numpy as np
 
 from samdiffsr.errors import CheckpointError, ConfigError, ImageError
 from samdiffsr.images import ALPHA, MAX_PIXELS, READABLE, WRITABLE, Picture, check_target, peek, read_image, write_image
-from samdiffsr.resize import imresize
+from samdiffsr.resize import SCALE, imresize
 
 if TYPE_CHECKING:
     import torch
 
     from samdiffsr.pipeline import SamDiffSRPipeline
 
-SCALE = 4
 _ANY_SIZE = 2**62  # for looks at the header that leave judging the size to a later check
 
 

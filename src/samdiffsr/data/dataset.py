@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samdiffsr.data import SCALE, SCHEMA
+from samdiffsr.data import SCHEMA
 from samdiffsr.data.transforms import JointCrop
 from samdiffsr.errors import ConfigError
+from samdiffsr.resize import SCALE
 
 
 @dataclass(frozen=True)

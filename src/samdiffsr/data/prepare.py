@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from samdiffsr.data import SCALE, SCHEMA
-from samdiffsr.errors import ConfigError, SamDiffSRError, choose
+from samdiffsr.data import SCHEMA
+from samdiffsr.errors import ConfigError, SamDiffSRError
 from samdiffsr.images import READABLE, read_image
 from samdiffsr.masks.store import decode, read_records
-from samdiffsr.resize import imresize
-from samdiffsr.structure import ENCODINGS, accumulate_structure
+from samdiffsr.resize import SCALE, imresize
+from samdiffsr.structure import accumulate_structure
 
 
 def _write(path: Path, array: np.ndarray) -> None:
@@ -70,7 +70,7 @@ def prepare_folder(
             prepared with other options.
     """
     options = options or {}
-    choose(options.get("encoding", "rope"), ENCODINGS, "encoding")
+    accumulate_structure([], (1, 1), **options)  # refuses an unknown option before anything is written
     if not Path(photos).is_dir():
         raise ConfigError(f"folder {photos} with the photographs does not exist.")
     files = sorted(file for file in Path(photos).iterdir() if file.suffix.lower() in READABLE)

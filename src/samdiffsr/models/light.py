@@ -14,9 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from samdiffsr.resize import imresize_tensor
-
-SCALE = 4
+from samdiffsr.resize import SCALE, imresize_tensor
 
 
 def conv(in_channels: int, out_channels: int, *, gain: float = 1.0) -> nn.Conv2d:

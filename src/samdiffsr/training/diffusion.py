@@ -7,11 +7,9 @@ from samdiffsr.data.dataset import Batch
 from samdiffsr.diffusion.loss import pixel_loss
 from samdiffsr.diffusion.process import ModulatedProcess
 from samdiffsr.diffusion.schedule import NoiseSchedule
-from samdiffsr.resize import imresize_tensor
+from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import DiffusionConfig
 from samdiffsr.training.features import FeatureLoss
-
-SCALE = 4
 
 
 class DiffusionStage:
