@@ -3,7 +3,8 @@
 A verb is a module with `register(app)`, imported below. At import it may load typer and nothing heavier: torch, diffusers,
 numpy, Pillow and rich belong inside its function, so that `samdiffsr --help` stays under 0.3 s.
 
-Exit codes: 0 all done; 2 an error the user can mend, told in one sentence on stderr; 130 interrupted.
+Exit codes: 0 all done; 1 some images failed, each told in one sentence on stderr, and the others are done; 2 nothing could be
+begun or go on: an option, a model or a plan the user can mend, likewise told; 130 interrupted.
 """
 
 import sys

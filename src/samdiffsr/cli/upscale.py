@@ -1,13 +1,12 @@
-"""`samdiffsr upscale -i photos -o large`: make images four times as high and wide."""
+"""`samdiffsr upscale -i photos -o large`: make images larger."""
 
+import time
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from samdiffsr.upscale import Job, Report
+    from samdiffsr.upscale import Progress, Report
 
 MAX_PIXELS = 64_000_000  # samdiffsr.images.MAX_PIXELS, which takes numpy to import; a test compares them
 
@@ -24,15 +23,46 @@ Model = Annotated[
     str,
     typer.Option("-m", "--model", metavar="NAME", help="'default', a pipeline folder, or a released .ckpt file."),
 ]
+Scale = Annotated[
+    float | None, typer.Option("-s", "--scale", metavar="F", help="Factor above 1, at most 16.  [default: 4]")
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH", help="Size instead of a factor; 1920x or x1080 keeps the aspect, 1920x1080 must have it."
+    ),
+]
 Steps = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Denoising steps.  [default: as the model was saved]")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Each image starts from this seed.")]
+Consistency = Annotated[
+    bool, typer.Option("--consistency", help="Make the bicubic reduction of each result equal its input.")
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...")]
-Suffix = Annotated[str, typer.Option(metavar="TEXT", help="Added to each name in an output folder.")]
+Recursive = Annotated[
+    bool, typer.Option("-r", "--recursive", help="Folders within folders too, mirrored in the output.")
+]
+Suffix = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Added to each name in an output folder.  [default: _x4, or what was asked for]"),
+]
+Format = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, png, jpg, webp, tiff; auto keeps the input's where it can.")
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(min=1, max=100, metavar="N", help="Of JPEG and WebP.  [default: 95 for JPEG, lossless for WebP]"),
+]
+Strip = Annotated[
+    bool, typer.Option("--strip-metadata", help="Leave out EXIF, XMP and resolution; the colour profile stays.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave out images whose output exists.")]
-MaxPixels = Annotated[int, typer.Option(min=1, metavar="N", help="Refuse inputs with more pixels than this.")]
+MaxPixels = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Refuse inputs with more pixels than this, and results with 16 times more."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,48 +74,55 @@ def upscale(
     input: Inputs,
     output: Output,
     model: Model = "default",
+    scale: Scale = None,
+    size: Size = None,
     steps: Steps = None,
     seed: Seed = 0,
+    consistency: Consistency = False,
     device: Device = "auto",
-    suffix: Suffix = "_x4",
+    recursive: Recursive = False,
+    suffix: Suffix = None,
+    format: Format = "auto",
+    quality: Quality = None,
+    strip_metadata: Strip = False,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
     max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
-    """Upscale images by 4.
+    """Upscale images by 4, or to any size up to 16 times theirs.
 
     An output keeps its input's format if that can be written and can hold its transparency, and becomes PNG otherwise.
-    A bad image does not end the batch: it is reported at the end, and the exit code is 2.
+    A bad image does not end the batch: it is reported at the end, and the exit code is 1.
     """
-    from samdiffsr.upscale import load_model, plan, sift, upscale_files
+    from samdiffsr.upscale import Goal, Report, Settings, load_model, plan, upscale_files
 
-    jobs = plan(input, output, suffix)
-    todo, report = sift(jobs, overwrite=overwrite, skip_existing=skip_existing, max_pixels=max_pixels)
+    settings = Settings(
+        goal=Goal.parse(scale, size),
+        seed=seed,
+        steps=steps,
+        consistency=consistency,
+        strip_metadata=strip_metadata,
+        quality=quality,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        max_pixels=max_pixels,
+    )
+    suffix = settings.goal.suffix if suffix is None else suffix
+    jobs, report = plan(input, output, suffix, recursive=recursive, format=format), Report()
     try:
-        if todo:
-            pipe = load_model(model, device)
-            with _Bar(todo) as bar:
-                upscale_files(
-                    pipe,
-                    todo,
-                    seed=seed,
-                    steps=steps,
-                    overwrite=overwrite,
-                    skip_existing=skip_existing,
-                    max_pixels=max_pixels,
-                    on_progress=bar.update,
-                    report=report,
-                )
+        with _Bar() as bar:
+            upscale_files(lambda: load_model(model, device), jobs, settings, on_progress=bar.update, report=report)
     finally:  # also after Ctrl-C, and before an unknown model ends it
         _summarise(report, len(jobs))
     if report.failed:
-        raise typer.Exit(2)
+        raise typer.Exit(1)
 
 
 class _Bar:
-    """One progress bar on stderr for the whole batch, with the time left; silent where stderr is no terminal."""
+    """One progress bar on stderr for the whole batch, with megapixels a second and the time left; silent where stderr is
+    no terminal."""
 
-    def __init__(self, jobs: "list[Job]") -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -94,12 +131,13 @@ class _Bar:
             TextColumn("{task.description}", markup=False),  # file names may contain [brackets]
             BarColumn(),
             TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             disable=not console.is_terminal,
         )
-        self._place = {job.source: f"{number}/{len(jobs)} " for number, job in enumerate(jobs, 1)}
-        self._task = self._progress.add_task("", total=1.0)
+        self._task = self._progress.add_task("", total=1.0, speed="")
+        self._begun = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -108,10 +146,16 @@ class _Bar:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def update(self, source: "Path", part: float) -> None:
-        """`on_progress` of `upscale_files`."""
-        place = self._place[source] if len(self._place) > 1 else ""
-        self._progress.update(self._task, completed=part, description=f"{place}{source.name}")
+    def update(self, now: "Progress") -> None:
+        """`on_progress` of `upscale_files`. The time left takes the images to come to be like those before."""
+        place = f"{now.number}/{now.total} " if now.total > 1 else ""
+        speed = now.megapixels / max(time.monotonic() - self._begun, 1e-9)
+        self._progress.update(
+            self._task,
+            completed=(now.number - 1 + now.part) / now.total,
+            description=place + now.source.rpartition("/")[2],
+            speed=f"{speed:.2f} MP/s",
+        )
 
 
 def _summarise(report: "Report", jobs: int) -> None:

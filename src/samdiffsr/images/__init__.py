@@ -1,0 +1,22 @@
+"""Picture files: read, write, and everything that survives in between."""
+
+from samdiffsr.images.formats import ALPHA, DEEP, READABLE, WRITABLE, check_target
+from samdiffsr.images.picture import Metadata, Picture, to_8_bit, to_16_bit
+from samdiffsr.images.reading import MAX_PIXELS, read_image
+from samdiffsr.images.writing import TEMPORARY, write_image
+
+__all__ = [
+    "ALPHA",
+    "DEEP",
+    "MAX_PIXELS",
+    "READABLE",
+    "TEMPORARY",
+    "WRITABLE",
+    "Metadata",
+    "Picture",
+    "check_target",
+    "read_image",
+    "to_8_bit",
+    "to_16_bit",
+    "write_image",
+]

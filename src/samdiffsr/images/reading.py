@@ -1,0 +1,266 @@
+"""Read a picture file: whatever Pillow opens comes in as upright RGB, 8 or 16 bits a sample.
+
+The border of the package: palettes, grey, CMYK, high depths, camera orientation and damaged files end here.
+"""
+
+import contextlib
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from samdiffsr.errors import ImageError
+from samdiffsr.images import deep
+from samdiffsr.images.metadata import BROKEN, read_metadata, reason
+from samdiffsr.images.picture import Picture
+
+MAX_PIXELS = 64_000_000
+"""Largest input accepted unless the caller says otherwise; 16 times as many pixels come out."""
+
+# A fixed list: Pillow's full one would run Ghostscript on an EPS, let an ICO hide a larger image in a small one, and
+# end the whole process on a damaged JPEG 2000 (an assertion in openjpeg 2.5.4; met while fuzzing).
+_DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "AVIF")
+_TURN = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BYTE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
+_SRGB_GAMMA = 0.45455
+_PLANAR = 284  # TIFF's PlanarConfiguration; 1 is pixel after pixel
+_pillow_limit = threading.Lock()
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read the first frame of an image file, upright.
+
+    8 bits or fewer a sample become 8 bit, more become 16 bit: PNG and TIFF with 16 bits exactly, 12 bits scaled, floats from
+    [0, 1]. CMYK is converted to 8-bit sRGB through its colour profile (plainly if there is none, with a note). Whatever is
+    lost leaves a note.
+
+    Args:
+        path: any PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA or AVIF file; the name does not matter.
+        max_pixels: width times height above which the file is refused before it is decoded.
+
+    Raises:
+        ImageError: missing, a folder, empty, not an image, damaged, unreadable, too large or of an unknown colour mode.
+    """
+    path = Path(path)
+    with _warnings_of_this_thread() as heard, _opened(path, max_pixels) as (image, bits):
+        picture = _decode(image, bits, path)
+    words = tuple(f"while reading: {' '.join(warning.split()).rstrip('.')}" for warning in heard)
+    return replace(picture, notes=picture.notes + tuple(dict.fromkeys(words)))
+
+
+def _decode(image: Image.Image, bits: int, path: Path) -> Picture:
+    notes: list[str] = []
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a preview
+        notes.append("several frames, only the first is used")
+    icc = image.info.get("icc_profile") or None
+    if bits > 8 and image.format == "TIFF" and image.tag_v2.get(_PLANAR) == 2:  # type: ignore[attr-defined]
+        # Pillow reads some of these as noise
+        raise ImageError(f"'{path}' is a {bits}-bit TIFF that stores its channels apart; convert it to PNG.")
+    low = _low_bytes(image, path) if bits > 8 and image.mode in ("RGB", "RGBA") else None
+    grey_alpha = low is not None and deep.is_grey_alpha(image)
+    image.load()
+    metadata, orientation = read_metadata(image, notes)
+    turn = _TURN.get(orientation)  # after load(): Pillow turns a TIFF there itself
+
+    def upright(one: Image.Image) -> Image.Image:
+        return one if turn is None else one.transpose(turn)
+
+    alpha, grey = None, False
+    if image.mode == "CMYK":
+        rgb, icc = _from_cmyk(upright(image), icc, bits, notes), None
+    elif image.mode[0] in "IF":
+        grey = True
+        rgb, alpha = _from_wide_grey(upright(image), image.info.get("transparency"), bits, path)
+        if bits > 16:
+            notes.append(f"{bits}-bit pixels reduced to 16 bit")
+    elif low is not None:
+        grey = grey_alpha
+        rgb, alpha = _from_deep(upright(image), upright(low), grey_alpha)
+    else:
+        grey = image.mode in ("1", "L", "LA", "La")
+        rgb, alpha = _from_bytes(upright(image), bits, path)
+        if bits > 8:
+            notes.append(f"{bits}-bit pixels reduced to 8 bit")
+    gamma = image.info.get("gamma")
+    if icc is None and gamma and "srgb" not in image.info and abs(gamma - _SRGB_GAMMA) > 0.01:
+        notes.append(f"its gamma of {gamma:.5g} is ignored, sRGB is assumed")
+    return Picture(rgb, alpha, grey, icc, metadata, tuple(notes))
+
+
+@contextlib.contextmanager
+def _warnings_of_this_thread() -> Iterator[list[str]]:
+    """Collect what Pillow warns of in this thread; the warnings of other threads go where they went before."""
+    here, heard = threading.get_ident(), []
+    with warnings.catch_warnings():
+        onward = warnings.showwarning
+
+        def show(message: Warning | str, *rest: object, **more: object) -> None:
+            if threading.get_ident() == here:
+                heard.append(str(message))
+            else:
+                onward(message, *rest, **more)  # type: ignore[arg-type]
+
+        warnings.filterwarnings("always", module=r"PIL\b")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield heard
+
+
+@contextlib.contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
+    """The image, its pixels not yet decoded, and its bits per sample. Every failure in the body becomes an ImageError."""
+    try:
+        with _regular_file(path) as file:
+            head = file.read(26)
+            image = _identify(path, file, max_pixels)
+            with image:
+                yield image, _bits(image, head)
+    except UnidentifiedImageError as error:
+        known = "PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA, AVIF"
+        raise ImageError(
+            f"'{path}' is not an image, of an unknown kind, or its header is damaged; give one of {known}."
+        ) from error
+    except OSError as error:
+        if error.errno is None:
+            raise _damaged(path, error) from error
+        raise ImageError(f"Cannot read '{path}': {reason(error)}; check the file and its permissions.") from error
+    except BROKEN as error:
+        raise _damaged(path, error) from error
+
+
+def _regular_file(path: Path) -> BinaryIO:
+    """Open a file that exists, is no folder or device, and is not empty."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"'{path}' does not exist; check the name.") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"'{path}' is a folder, not an image; give a file in it.")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"'{path}' is not a regular file; give an image file.")
+    if status.st_size == 0:
+        raise ImageError(f"'{path}' is empty (0 bytes); copy or export it again.")
+    return open(path, "rb")
+
+
+def _identify(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
+    """Let Pillow read the header, and refuse sizes outside 1..max_pixels before anything is decoded."""
+    file.seek(0)
+    Image.init()
+    known = [name for name in _DECODERS if name in Image.OPEN]  # not every Pillow has AVIF
+    with _pillow_limit:  # Pillow's own limit is global; ours, an argument, takes its place for this one call
+        saved, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file, formats=known)
+        finally:
+            Image.MAX_IMAGE_PIXELS = saved
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"'{path}' is {width}x{height} pixels, so there is nothing in it; export it again.")
+    if width * height > max_pixels:
+        size, limit = f"{width}x{height} = {width * height} pixels", f"limit of {max_pixels}"
+        raise ImageError(f"'{path}' has {size}, above the {limit}; raise it with --max-pixels if you trust the file.")
+    return image
+
+
+def _bits(image: Image.Image, head: bytes) -> int:
+    """Bits per sample in the file; Pillow itself opens 16-bit RGB as 8 bit without a word."""
+    if image.format == "PNG":
+        return head[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]  # BitsPerSample
+    if image.mode[0] == "F":
+        return 32
+    return 16 if image.mode[0] == "I" else 8
+
+
+def _low_bytes(image: Image.Image, path: Path) -> Image.Image | None:
+    """The same image, decoded to the low bytes of its 16-bit samples; None if Pillow cannot."""
+    with _regular_file(path) as file, _identify(path, file, image.width * image.height) as second:
+        if not deep.set_low(second):
+            return None
+        second.load()
+        return second.copy()
+
+
+def _from_deep(high: Image.Image, low: Image.Image, grey_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint16 colour and alpha."""
+    if grey_alpha:
+        four = np.asarray(low)
+        grey, alpha = deep.join(four[..., 0], four[..., 1]), deep.join(four[..., 2], four[..., 3])
+        return np.dstack([grey] * 3), alpha
+    samples = deep.join(np.asarray(high), np.asarray(low))
+    if samples.shape[2] == 4:
+        return np.ascontiguousarray(samples[..., :3]), np.ascontiguousarray(samples[..., 3])
+    key = high.info.get("transparency")
+    alpha = None if key is None else np.where((samples == np.array(key)).all(axis=2), 0, 65_535).astype(np.uint16)
+    return samples, alpha
+
+
+def _from_bytes(image: Image.Image, bits: int, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 colour and alpha of a picture that Pillow holds in 8 bits or fewer a sample."""
+    if image.mode not in _BYTE_MODES:
+        raise ImageError(f"'{path}' has the colour mode {image.mode}, which is not supported; convert it to RGB.")
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB")), None
+    key = image.info.get("transparency")
+    if bits > 8 and isinstance(key, tuple):  # Pillow has cut the pixels to their high bytes, but not this colour
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    four = np.array(image.convert("RGBA"))
+    return np.ascontiguousarray(four[..., :3]), np.ascontiguousarray(four[..., 3])
+
+
+def _from_wide_grey(
+    image: Image.Image, transparent: int | None, bits: int, path: Path
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint16 colour and alpha of a greyscale picture of 12, 16 or 32 bits (Pillow modes I;16, I, F).
+
+    Integers span 0..65535 (0..4095 when the file says 12 bits), floats 0..1; rounded to the nearest of 65536 levels.
+    """
+    values = np.asarray(image).astype(np.float64)
+    top = 1.0 if image.mode == "F" else 4095.0 if bits == 12 else 65535.0
+    lowest, highest = values.min(), values.max()
+    if not (lowest >= 0 and highest <= top):  # also true for NaN
+        span = f"from {lowest:g} to {highest:g}"
+        raise ImageError(f"'{path}' has pixel values {span}, outside 0 to {top:g}; scale it or export it as 16 bit.")
+    grey = np.floor(values * (65535.0 / top) + 0.5).astype(np.uint16)
+    alpha = None if transparent is None else np.where(values == transparent, 0, 65_535).astype(np.uint16)
+    return np.dstack([grey] * 3), alpha
+
+
+def _from_cmyk(image: Image.Image, icc: bytes | None, bits: int, notes: list[str]) -> np.ndarray:
+    """CMYK to 8-bit sRGB, through the picture's own profile where it has a usable one."""
+    if bits > 8:
+        notes.append(f"{bits}-bit pixels reduced to 8 bit")
+    if icc:
+        from PIL import ImageCms
+
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            out = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError) as error:
+            notes.append(f"CMYK profile not usable ({reason(error)}), converted plainly")
+        else:
+            return np.array(out)
+    else:
+        notes.append("CMYK without a colour profile, converted plainly")
+    return np.array(image.convert("RGB"))
+
+
+def _damaged(path: Path, error: BaseException) -> ImageError:
+    return ImageError(f"'{path}' is damaged or cut short ({reason(error)}); copy or export it again.")

@@ -1,0 +1,153 @@
+"""Write a picture as the kind of file its name says, whole or not at all."""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import secrets
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from samdiffsr.errors import ConfigError, ImageError
+from samdiffsr.images import deep
+from samdiffsr.images.formats import DEEP, check_target
+from samdiffsr.images.metadata import fitting, reason, resolution_in_exif, sized
+from samdiffsr.images.picture import Metadata, Picture
+
+TEMPORARY = re.compile(r"\.samdiffsr-[0-9a-f]{16}\.tmp")
+"""Names of files being written; one that stays behind was left by a killed process."""
+
+_JPEG_LIMIT = 65_500  # bytes of EXIF or XMP
+_LUMA = np.array([19_595, 38_470, 7_471], np.uint32)  # ITU-R 601-2 as Pillow has it, times 2^16
+
+
+def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int | None = None) -> tuple[str, ...]:
+    """Write `picture` in the format its extension names.
+
+    PNG, TIFF, BMP are lossless, the first two with 16 bits if the picture has them. JPEG has 4:4:4 colour. The file appears
+    whole or not at all: it is written beside its place under a temporary name, then moved over whatever is there.
+
+    Args:
+        quality: 1 to 100 for JPEG and WebP; None is 95 for JPEG and lossless for WebP. Other formats have none.
+
+    Returns:
+        What the format could not hold of depth, profile and metadata, in words for the user.
+
+    Raises:
+        ImageError: unknown extension, transparency in a format without, missing folder, no permission, disk full.
+        ConfigError: a quality outside 1 to 100.
+    """
+    path = Path(path)
+    if quality is not None and not 1 <= quality <= 100:
+        raise ConfigError(f"The quality is {quality}, but must be from 1 to 100.")
+    height, width = picture.rgb.shape[:2]
+    format_ = check_target(path, height=height, width=width, alpha=picture.alpha is not None)
+    notes: list[str] = []
+    if picture.depth == 16 and path.suffix.lower() not in DEEP:
+        notes.append(f"16-bit pixels reduced to the 8 bit that {path.suffix.lower()} holds")
+        picture = picture.in_8_bit()
+    metadata = sized(picture.metadata, height, width)
+    try:
+        if picture.depth == 16:
+            buffer = _deep(picture, metadata, format_)
+        else:
+            buffer = _plain(picture, metadata, format_, quality, notes)
+    except (OSError, ValueError, struct.error, OverflowError) as error:
+        raise ImageError(f"Cannot write '{path}': {reason(error)}; try .png.") from error
+    _write_whole(buffer.getbuffer(), path)
+    return tuple(notes)
+
+
+def _deep(picture: Picture, metadata: Metadata, format_: str) -> io.BytesIO:
+    grey = picture.grey and not (format_ == "TIFF" and picture.alpha is not None)  # Pillow could not read that again
+    layers = [_grey(picture.rgb) if grey else picture.rgb]
+    if picture.alpha is not None:
+        layers.append(picture.alpha)
+    samples = np.dstack(layers)
+    if format_ == "TIFF":
+        return deep.encode_tiff(samples, picture.icc, metadata)
+    pixel = Picture(np.zeros((1, 1, 3), np.uint8), grey=picture.grey, icc=picture.icc)
+    return deep.encode_png(samples, _plain(pixel, metadata, "PNG", None, []).getvalue())
+
+
+def _grey(rgb: np.ndarray) -> np.ndarray:
+    """uint16 RGB -> grey."""
+    total = np.full(rgb.shape[:2], 2**15, np.uint32)
+    for channel, weight in enumerate(_LUMA):
+        total += rgb[..., channel] * weight
+    return (total >> 16).astype(np.uint16)
+
+
+def _plain(picture: Picture, metadata: Metadata, format_: str, quality: int | None, notes: list[str]) -> io.BytesIO:
+    """The file of an 8-bit picture. In memory, because Pillow's own file writing turns a full disk into "encoder error -2"."""
+    image = Image.fromarray(picture.rgb)
+    if picture.grey:
+        image = image.convert("L")
+    if picture.alpha is not None:
+        image.putalpha(Image.fromarray(picture.alpha))
+    options = _options(metadata, format_, quality, notes)
+    if picture.icc and format_ == "BMP":
+        notes.append("a BMP holds no colour profile, so it is left out")
+    elif picture.icc and format_ == "WEBP" and picture.icc[16:20] == b"GRAY":
+        notes.append("a WebP is always RGB, so the grey colour profile is left out")
+    elif picture.icc:
+        options["icc_profile"] = picture.icc
+    buffer = io.BytesIO()
+    image.save(buffer, format=format_, **options)
+    return buffer
+
+
+def _options(metadata: Metadata, format_: str, quality: int | None, notes: list[str]) -> dict[str, Any]:
+    """What Pillow is told when it saves. A BMP holds the resolution, and neither EXIF nor XMP."""
+    options: dict[str, Any] = {}
+    if format_ == "JPEG":
+        options = {"quality": 95 if quality is None else quality, "subsampling": 0}  # 4:4:4
+        metadata = fitting(metadata, _JPEG_LIMIT, notes)
+    elif format_ == "WEBP":  # lossy WebP is 4:2:0 only; exact keeps the colour under alpha 0
+        options = {"lossless": True, "exact": True} if quality is None else {"quality": quality, "exact": True}
+    elif format_ == "TIFF":
+        options = {"compression": "tiff_deflate"}
+    if format_ == "WEBP":
+        metadata = replace(metadata, exif=resolution_in_exif(metadata))
+    elif metadata.dpi:
+        options["dpi"] = metadata.dpi
+    if format_ == "TIFF":
+        exif = Image.Exif()
+        for tag, value in deep.tiff_tags(metadata).items():
+            exif[tag] = value
+        return options | {"exif": exif}
+    if format_ == "BMP":
+        return options
+    if metadata.exif:
+        options["exif"] = metadata.exif
+    if metadata.xmp and format_ == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+    elif metadata.xmp:
+        options["xmp"] = metadata.xmp
+    return options
+
+
+def _write_whole(content: memoryview, path: Path) -> None:
+    """Write `content` to a temporary file in the folder of `path`, then move it there; nothing is left on failure."""
+    temporary = path.parent / f".samdiffsr-{secrets.token_hex(8)}.tmp"  # short: the final name may have 255 bytes
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except BaseException:  # Ctrl-C as well
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except FileNotFoundError as error:
+        raise ImageError(f"Cannot write '{path}': the folder '{path.parent}' does not exist; make it first.") from error
+    except OSError as error:
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another output"
+        raise ImageError(f"Cannot write '{path}': {reason(error)}; {advice}.") from error

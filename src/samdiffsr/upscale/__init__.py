@@ -1,0 +1,27 @@
+"""Upscale pictures and files.
+
+    jobs = plan(["photos"], "large", suffix="_x4")
+    upscale_files(lambda: load_model("default"), jobs, Settings(seed=0))
+
+Torch and the pipeline are imported inside the functions, so that planning is quick.
+"""
+
+from samdiffsr.upscale.batch import Progress, Report, Settings, upscale_files
+from samdiffsr.upscale.goal import Goal
+from samdiffsr.upscale.model import find_device, load_model
+from samdiffsr.upscale.picture import enlarge
+from samdiffsr.upscale.plan import FORMATS, Job, plan
+
+__all__ = [
+    "FORMATS",
+    "Goal",
+    "Job",
+    "Progress",
+    "Report",
+    "Settings",
+    "enlarge",
+    "find_device",
+    "load_model",
+    "plan",
+    "upscale_files",
+]

@@ -1,0 +1,332 @@
+"""Many files, one after the other: while one is upscaled, the next is read and the last is written."""
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from samdiffsr.errors import ConfigError, ImageError
+from samdiffsr.images import (
+    ALPHA,
+    MAX_PIXELS,
+    TEMPORARY,
+    Metadata,
+    Picture,
+    check_target,
+    read_image,
+    write_image,
+)
+from samdiffsr.upscale.goal import FOUR_TIMES, Goal
+from samdiffsr.upscale.picture import check_size, enlarge
+from samdiffsr.upscale.plan import Job, as_png
+
+if TYPE_CHECKING:
+    from samdiffsr.pipeline import SamDiffSRPipeline
+
+_OVERLAP = 16_000_000  # output pixels up to which a result is written while the next is made
+_LEFTOVER = 600  # seconds without change after which a temporary file is taken for a killed process's
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every picture of a batch is upscaled and written.
+
+    Attributes:
+        goal: the size of the results.
+        seed: each image has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
+        steps: denoising steps, at least 1; None takes what the model was saved with.
+        consistency: see `enlarge`.
+        strip_metadata: leave out EXIF, XMP and resolution. The colour profile stays: colours would shift without it.
+        quality: see `write_image`.
+        overwrite, skip_existing: what to do with existing targets; with neither, that file fails.
+        max_pixels: of an input, see `read_image`, and a 16th of what a result may go through, see `enlarge`.
+
+    Raises:
+        ConfigError: a value out of range, or both switches.
+    """
+
+    goal: Goal = FOUR_TIMES
+    seed: int = 0
+    steps: int | None = None
+    consistency: bool = False
+    strip_metadata: bool = False
+    quality: int | None = None
+    overwrite: bool = False
+    skip_existing: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps is {self.steps}, but must be at least 1.")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ConfigError(f"The quality is {self.quality}, but must be from 1 to 100.")
+        if self.overwrite and self.skip_existing:
+            raise ConfigError("--overwrite and --skip-existing contradict each other; give one of them.")
+
+
+@dataclass
+class Report:
+    """What became of every job, in their order; filled while the work goes on.
+
+    Attributes:
+        done: written.
+        skipped: left alone, because the target existed.
+        failed: source and one sentence each.
+        notes: source and what reading or writing changed, see `Picture.notes`.
+    """
+
+    done: list[Job] = field(default_factory=list)
+    skipped: list[Job] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a batch is.
+
+    Attributes:
+        source: the current image.
+        number: its place, from 1.
+        total: how many images there are.
+        part: of the current image, 0 to 1.
+        megapixels: of output made so far.
+    """
+
+    source: str
+    number: int
+    total: int
+    part: float
+    megapixels: float
+
+
+def upscale_files(
+    load: Callable[[], "SamDiffSRPipeline"],
+    jobs: Sequence[Job],
+    settings: Settings = Settings(),
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    report: Report | None = None,
+) -> Report:
+    """Upscale every job and write it; a bad file does not end the batch.
+
+    Each file is opened once. In memory are at most the picture at hand, the next one, and the last result if it is small.
+
+    Args:
+        load: gives the pipeline; called once, when the first good picture has been read.
+        jobs: from `plan`.
+        on_progress: called when an image begins, after each of its steps, and when it ends.
+        report: filled while the work goes on, so that it tells how far an interrupted batch came.
+
+    Raises:
+        CheckpointError, ConfigError: of `load`, or steps that the model cannot do.
+    """
+    report = Report() if report is None else report
+    moves, teller, pipe = _Moves(jobs), _Teller(on_progress, len(jobs)), None
+    with ThreadPoolExecutor(1) as reader, _Writer(report, settings) as writer:
+        for job, reading in _ahead(reader, lambda job: _read(job, settings, moves), jobs):
+            teller.begin(job)
+            try:
+                ready = reading.result()
+                if ready is None:
+                    writer.settle()
+                    report.skipped.append(job)
+                else:
+                    teller.pixels = ready.pixels
+                    pipe = load() if pipe is None else pipe
+                    writer.settle(unless_small=True)
+                    writer.begin(ready, _enlarged(pipe, ready, settings, teller.tell))
+            except ImageError as error:  # other errors are not this image's, but the whole batch's
+                writer.settle()
+                report.failed.append((job.source, str(error)))
+            teller.end()
+    return report
+
+
+class _Teller:
+    """Turns the part done of one image into the progress of the batch."""
+
+    def __init__(self, on_progress: Callable[[Progress], None] | None, total: int) -> None:
+        self._on_progress, self._total = on_progress, total
+        self._source, self._number, self._made = "", 0, 0
+        self.pixels = 0
+        """Of the current image's result, once that is known."""
+
+    def begin(self, job: Job) -> None:
+        self._source, self._number, self.pixels = job.source, self._number + 1, 0
+        self.tell(0.0)
+
+    def tell(self, part: float) -> None:
+        if self._on_progress is not None:
+            megapixels = (self._made + self.pixels * part) / 1e6
+            self._on_progress(Progress(self._source, self._number, self._total, part, megapixels))
+
+    def end(self) -> None:
+        self.tell(1.0)
+        self._made += self.pixels
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A picture that was read, and where its result goes."""
+
+    job: Job
+    picture: Picture
+    pixels: int
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Job], _Ready | None], jobs: Iterable[Job]
+) -> Iterator[tuple[Job, Future]]:
+    """Each job with its result to come; the next one is always under way."""
+    waiting: deque[tuple[Job, Future]] = deque()
+    for job in jobs:
+        waiting.append((job, pool.submit(function, job)))
+        if len(waiting) == 2:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+def _read(job: Job, settings: Settings, moves: "_Moves") -> _Ready | None:
+    """The picture, if all that can be known before the work speaks for it; None if its target is to be left alone."""
+    if _leave_alone(job.target, settings):
+        return None
+    try:
+        picture = read_image(job.source, max_pixels=settings.max_pixels)
+        height, width = check_size(picture.rgb.shape[0], picture.rgb.shape[1], settings.goal, settings.max_pixels)
+    except MemoryError as error:
+        raise ImageError(f"Not enough memory to read '{job.source}'; use a smaller image.") from error
+    except ImageError as error:
+        if job.source in str(error):
+            raise
+        raise ImageError(f"'{job.source}': {error}") from error
+    if picture.alpha is not None and not job.fixed and os.path.splitext(job.target)[1].lower() not in ALPHA:
+        job = moves.to_png(job)  # a BMP, or a PNG named .jpg
+        if _leave_alone(job.target, settings):
+            return None
+    check_target(job.target, height=height, width=width, alpha=picture.alpha is not None)
+    _prepare_folder(os.path.dirname(job.target))
+    if settings.strip_metadata:
+        picture = replace(picture, metadata=Metadata())
+    return _Ready(job, picture, height * width)
+
+
+def _leave_alone(target: str, settings: Settings) -> bool:
+    """Whether an existing target is to be kept; ImageError if it is in the way."""
+    if settings.skip_existing and os.path.isfile(target):
+        return True
+    if os.path.isdir(target):
+        raise ImageError(f"Cannot write '{target}': it is a folder; choose another output or suffix.")
+    if os.path.lexists(target) and not settings.overwrite:
+        raise ImageError(f"'{target}' exists already; give --overwrite to replace it or --skip-existing to keep it.")
+    return False
+
+
+class _Moves:
+    """Targets that change because a picture turned out to be transparent."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._taken: dict[str, str] | None = None
+
+    def to_png(self, job: Job) -> Job:
+        moved = as_png(job)
+        if self._taken is None:
+            self._taken = {other.target: other.source for other in self._jobs}
+        other = self._taken.setdefault(moved.target, job.source)
+        if other != job.source:
+            raise ImageError(f"'{other}' and '{job.source}' would both become '{moved.target}'; rename one.")
+        return moved
+
+
+def _prepare_folder(folder: str) -> None:
+    """Make the folder if need be."""
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"Cannot make the output folder '{folder}': {error.strerror}; choose another.") from error
+
+
+def _sweep(folder: str) -> None:
+    """Remove temporary files that nobody has touched for a while."""
+    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+        for entry in entries:
+            if TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFTOVER:
+                os.unlink(entry)
+
+
+def _enlarged(pipe: "SamDiffSRPipeline", ready: _Ready, settings: Settings, tell: Callable[[float], None]) -> Picture:
+    try:
+        return enlarge(
+            pipe,
+            ready.picture,
+            settings.goal,
+            seed=settings.seed,
+            steps=settings.steps,
+            consistency=settings.consistency,
+            max_pixels=settings.max_pixels,
+            tell=tell,
+        )
+    except ImageError as error:
+        raise ImageError(f"'{ready.job.source}': {error}") from error
+
+
+class _Writer:
+    """Writes one result at a time in a thread of its own, and enters into the report what became of it."""
+
+    def __init__(self, report: Report, settings: Settings) -> None:
+        self._report, self._settings = report, settings
+        self._pool = ThreadPoolExecutor(1)
+        self._under_way: tuple[_Ready, Future] | None = None
+        self._swept: set[str] = set()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Finish the file at hand, also after Ctrl-C."""
+        try:
+            self.settle()
+        finally:
+            self._pool.shutdown()
+
+    def begin(self, ready: _Ready, result: Picture) -> None:
+        self.settle()
+        self._under_way = ready, self._pool.submit(self._write, ready.job.target, result)
+
+    def settle(self, *, unless_small: bool = False) -> None:
+        """Wait for the file at hand."""
+        if self._under_way is None:
+            return
+        ready, writing = self._under_way
+        if unless_small and ready.pixels <= _OVERLAP:
+            return
+        self._under_way = None
+        try:
+            notes = writing.result()
+        except ImageError as error:
+            self._report.failed.append((ready.job.source, str(error)))
+            return
+        if notes is None:
+            self._report.skipped.append(ready.job)
+        else:
+            self._report.notes += [(ready.job.source, note) for note in (*ready.picture.notes, *notes)]
+            self._report.done.append(ready.job)
+
+    def _write(self, target: str, result: Picture) -> tuple[str, ...] | None:
+        """What writing changed; None if the target has meanwhile appeared and is to be left alone."""
+        folder = os.path.dirname(target)
+        if folder not in self._swept:
+            _sweep(folder)
+            self._swept.add(folder)
+        if _leave_alone(target, self._settings):  # again: the batch may have run for hours
+            return None
+        try:
+            return write_image(result, target, quality=self._settings.quality)
+        except MemoryError as error:
+            raise ImageError(f"Not enough memory to write '{target}'; use a smaller image.") from error

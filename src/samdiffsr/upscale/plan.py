@@ -1,0 +1,165 @@
+"""Which file becomes which: files, folders, trees and patterns in, names out. Nothing is opened here.
+
+Paths are text and every folder is resolved once, so that a million files take seconds and a few hundred bytes each.
+"""
+
+import functools
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from samdiffsr.errors import ConfigError, ImageError, choose
+from samdiffsr.images import READABLE, WRITABLE, check_target
+
+FORMATS = {"auto": "", "png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
+"""What `--format` may be -> the extension it gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image to upscale and the file it becomes.
+
+    Attributes:
+        source, target: paths.
+        fixed: the target's format was asked for; otherwise an image that turns out transparent may become a PNG.
+    """
+
+    source: str
+    target: str
+    fixed: bool = False
+
+
+def plan(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    suffix: str = "_x4",
+    *,
+    recursive: bool = False,
+    format: str = "auto",
+) -> list[Job]:
+    """Decide what becomes what.
+
+    Args:
+        inputs: files, folders (their images, sorted) or glob patterns (`**` crosses folders). A file that does not
+            exist is planned all the same, so that the others are still done.
+        output: a folder, or with exactly one image as input a file: whatever ends in a known image extension and is
+            not an existing folder. Suffix and format do not apply to a file.
+        suffix: goes between the name and its extension.
+        recursive: take the folders within input folders too, and mirror them in the output. Links to folders, hidden
+            folders and the output folder itself are left out.
+        format: "auto" keeps the extension if it can be written and takes .png otherwise; "png", "jpg", "webp", "tiff".
+
+    Returns:
+        One job per image.
+
+    Raises:
+        ImageError: no image found, two images with one target, or a target that is itself an input.
+        ConfigError: a suffix with a path separator, an unknown format, or a format that contradicts the output file.
+    """
+    output = os.fspath(output)
+    if {"/", os.sep, "\0"} & set(suffix):
+        raise ConfigError(f"The suffix is {suffix!r}, but it is part of a file name and cannot contain a separator.")
+    wanted = choose(format, FORMATS, "format")
+    sources = _sources(inputs, output, recursive)
+    extension = os.path.splitext(output)[1].lower()
+    if extension in READABLE and not os.path.isdir(output):
+        if len(sources) != 1:
+            raise ImageError(f"The output '{output}' is one file, but there are {len(sources)} inputs; give a folder.")
+        if extension not in WRITABLE:
+            check_target(output, height=1, width=1, alpha=False)
+        if wanted and WRITABLE[extension] != WRITABLE[wanted]:
+            raise ConfigError(f"The output '{output}' contradicts --format {format}; leave one of them out.")
+        jobs = [Job(sources[0][0], output, True)]
+    else:
+        jobs = [
+            Job(source, os.path.join(output, folder, _name(source, suffix, wanted)), bool(wanted))
+            for source, folder in sources
+        ]
+    _refuse_collisions(jobs)
+    return jobs
+
+
+def _name(source: str, suffix: str, wanted: str) -> str:
+    stem, extension = os.path.splitext(os.path.basename(source))
+    return stem + suffix + (wanted or (extension if extension.lower() in WRITABLE else ".png"))
+
+
+def _sources(inputs: Sequence[str | os.PathLike[str]], output: str, recursive: bool) -> list[tuple[str, str]]:
+    """All input files in the order given, each with its folder inside the output; a file named twice counts once."""
+    if not inputs:
+        raise ImageError("There is no input; give an image, a folder or a pattern.")
+    place = _places()
+    found = {}
+    for given in inputs:
+        for source, folder in _expanded(os.fspath(given), output, recursive):
+            found.setdefault(place(source), (source, folder))
+    return list(found.values())
+
+
+def _expanded(given: str, output: str, recursive: bool) -> Iterable[tuple[str, str]]:
+    if os.path.isdir(given):
+        files = list(_in_folder(given, output, recursive))
+        if not files:
+            hint = "" if recursive else " (not in its folders, which takes --recursive)"
+            known = " ".join(sorted(READABLE))
+            raise ImageError(f"There is no image in the folder '{given}'{hint}; looked for {known}.")
+        return files
+    if glob.has_magic(given) and not os.path.lexists(given):
+        matches = sorted(path for path in glob.iglob(given, recursive=True) if _is_image(os.path.basename(path)))
+        files = [(path, "") for path in matches if not os.path.isdir(path)]
+        if not files:
+            raise ImageError(f"No image matches the pattern '{given}'; check it, or name a file or a folder.")
+        return files
+    return [(given, "")]
+
+
+def _in_folder(folder: str, output: str, recursive: bool) -> Iterator[tuple[str, str]]:
+    """The images of a folder, sorted; of its folders too, each with its place below."""
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(f"Cannot list the folder '{error.filename}': {error.strerror}.") from error
+
+    avoid = os.path.realpath(output)
+    for here, folders, names in os.walk(folder, onerror=refuse):
+        below = os.path.relpath(here, folder) if here != folder else ""
+        for name in sorted(filter(_is_image, names)):
+            yield os.path.join(here, name), below
+        folders[:] = sorted(
+            name
+            for name in folders
+            if recursive and name[0] != "." and os.path.realpath(os.path.join(here, name)) != avoid
+        )
+
+
+def _is_image(name: str) -> bool:
+    """By its extension, and not hidden. A broken link is one too: the report shall name it."""
+    return os.path.splitext(name)[1].lower() in READABLE and name[0] != "."
+
+
+def _places():
+    """A function path -> its own name in its real folder: links to folders are followed, a link to a file stands for itself."""
+    real = functools.cache(os.path.realpath)
+    return lambda path: os.path.join(real(os.path.dirname(path) or "."), os.path.basename(path))
+
+
+def _refuse_collisions(jobs: list[Job]) -> None:
+    place = _places()
+    inputs = {place(job.source): job.source for job in jobs}
+    inputs |= {os.path.realpath(job.source): job.source for job in jobs if os.path.islink(job.source)}
+    targets: dict[str, str] = {}
+    for job in jobs:
+        spot = place(job.target)
+        if spot in targets:
+            raise ImageError(f"'{targets[spot]}' and '{job.source}' would both become '{job.target}'; rename one.")
+        targets[spot] = job.source
+        reached = os.path.realpath(spot) if os.path.islink(spot) else spot
+        if reached in inputs:
+            victim = "itself" if inputs[reached] == job.source else f"the input '{inputs[reached]}'"
+            raise ImageError(f"Upscaling '{job.source}' would overwrite {victim}; choose another output or suffix.")
+
+
+def as_png(job: Job) -> Job:
+    """The same job with a PNG as its target."""
+    return Job(job.source, str(Path(job.target).with_suffix(".png")), job.fixed)
