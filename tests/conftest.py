@@ -1,13 +1,26 @@
 """Fixtures shared by the tests: small real components, never mocks."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 DATA = Path(__file__).with_name("data")
+_NOISE = np.random.default_rng(3)
 
 torch.set_num_threads(1)  # pytest-xdist runs one process a core
+
+
+def noise_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 5), **options: Any) -> Path:
+    """Write a small noise image of width and height `size`, and its folder; options are Pillow's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
+    pixels = _NOISE.integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    Image.frombytes(mode, size, pixels.tobytes()).save(path, **options)
+    return path
 
 
 @pytest.fixture

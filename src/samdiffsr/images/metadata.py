@@ -58,7 +58,7 @@ def _kept_xmp(xmp: Any) -> bytes | None:
 
 
 def _dpi(image: Image.Image, exif: Image.Exif) -> tuple[float, float] | None:
-    found = image.info.get("dpi")
+    found: Any = image.info.get("dpi")
     if found is None and exif.get(_RESOLUTION_UNIT) == 2:  # WebP says it in EXIF alone
         found = (exif.get(_X_RESOLUTION), exif.get(_Y_RESOLUTION))
     if found is None:

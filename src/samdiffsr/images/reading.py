@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from samdiffsr.errors import ImageError
-from samdiffsr.images import deep
+from samdiffsr.images.deep import is_grey_alpha, join, set_low
 from samdiffsr.images.metadata import BROKEN, read_metadata, reason
 from samdiffsr.images.picture import Picture
 
@@ -43,15 +43,16 @@ _PLANAR = 284  # TIFF's PlanarConfiguration; 1 is pixel after pixel
 _pillow_limit = threading.Lock()
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_image(path: str | os.PathLike[str], *, deep: bool = False, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read the first frame of an image file, upright.
 
-    8 bits or fewer a sample become 8 bit, more become 16 bit: PNG and TIFF with 16 bits exactly, 12 bits scaled, floats from
-    [0, 1]. CMYK is converted to 8-bit sRGB through its colour profile (plainly if there is none, with a note). Whatever is
-    lost leaves a note.
+    CMYK is converted to 8-bit sRGB through its colour profile (plainly if there is none, with a note). Whatever is lost
+    leaves a note.
 
     Args:
         path: any PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA or AVIF file; the name does not matter.
+        deep: what has more than 8 bits a sample becomes 16 bit: PNG and TIFF with 16 bits exactly, 12 bits scaled, floats
+            from [0, 1]. Without it everything becomes 8 bit, with a note.
         max_pixels: width times height above which the file is refused before it is decoded.
 
     Raises:
@@ -59,12 +60,12 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     """
     path = Path(path)
     with _warnings_of_this_thread() as heard, _opened(path, max_pixels) as (image, bits):
-        picture = _decode(image, bits, path)
+        picture = _decode(image, bits, deep, path)
     words = tuple(f"while reading: {' '.join(warning.split()).rstrip('.')}" for warning in heard)
     return replace(picture, notes=picture.notes + tuple(dict.fromkeys(words)))
 
 
-def _decode(image: Image.Image, bits: int, path: Path) -> Picture:
+def _decode(image: Image.Image, bits: int, deep: bool, path: Path) -> Picture:
     notes: list[str] = []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a preview
         notes.append("several frames, only the first is used")
@@ -72,8 +73,8 @@ def _decode(image: Image.Image, bits: int, path: Path) -> Picture:
     if bits > 8 and image.format == "TIFF" and image.tag_v2.get(_PLANAR) == 2:  # type: ignore[attr-defined]
         # Pillow reads some of these as noise
         raise ImageError(f"'{path}' is a {bits}-bit TIFF that stores its channels apart; convert it to PNG.")
-    low = _low_bytes(image, path) if bits > 8 and image.mode in ("RGB", "RGBA") else None
-    grey_alpha = low is not None and deep.is_grey_alpha(image)
+    low = _low_bytes(image, path) if deep and bits > 8 and image.mode in ("RGB", "RGBA") else None
+    grey_alpha = low is not None and is_grey_alpha(image)
     image.load()
     metadata, orientation = read_metadata(image, notes)
     turn = _TURN.get(orientation)  # after load(): Pillow turns a TIFF there itself
@@ -83,24 +84,24 @@ def _decode(image: Image.Image, bits: int, path: Path) -> Picture:
 
     alpha, grey = None, False
     if image.mode == "CMYK":
-        rgb, icc = _from_cmyk(upright(image), icc, bits, notes), None
+        rgb, icc = _from_cmyk(upright(image), icc, notes), None
     elif image.mode[0] in "IF":
         grey = True
         rgb, alpha = _from_wide_grey(upright(image), image.info.get("transparency"), bits, path)
-        if bits > 16:
-            notes.append(f"{bits}-bit pixels reduced to 16 bit")
     elif low is not None:
         grey = grey_alpha
         rgb, alpha = _from_deep(upright(image), upright(low), grey_alpha)
     else:
         grey = image.mode in ("1", "L", "LA", "La")
         rgb, alpha = _from_bytes(upright(image), bits, path)
-        if bits > 8:
-            notes.append(f"{bits}-bit pixels reduced to 8 bit")
     gamma = image.info.get("gamma")
     if icc is None and gamma and "srgb" not in image.info and abs(gamma - _SRGB_GAMMA) > 0.01:
         notes.append(f"its gamma of {gamma:.5g} is ignored, sRGB is assumed")
-    return Picture(rgb, alpha, grey, icc, metadata, tuple(notes))
+    picture = Picture(rgb, alpha, grey, icc, metadata)
+    picture = picture if deep else picture.in_8_bit()
+    if bits > picture.depth:
+        notes.append(f"{bits}-bit pixels reduced to {picture.depth} bit")
+    return replace(picture, notes=tuple(notes))
 
 
 @contextlib.contextmanager
@@ -192,7 +193,7 @@ def _bits(image: Image.Image, head: bytes) -> int:
 def _low_bytes(image: Image.Image, path: Path) -> Image.Image | None:
     """The same image, decoded to the low bytes of its 16-bit samples; None if Pillow cannot."""
     with _regular_file(path) as file, _identify(path, file, image.width * image.height) as second:
-        if not deep.set_low(second):
+        if not set_low(second):
             return None
         second.load()
         return second.copy()
@@ -202,9 +203,9 @@ def _from_deep(high: Image.Image, low: Image.Image, grey_alpha: bool) -> tuple[n
     """uint16 colour and alpha."""
     if grey_alpha:
         four = np.asarray(low)
-        grey, alpha = deep.join(four[..., 0], four[..., 1]), deep.join(four[..., 2], four[..., 3])
+        grey, alpha = join(four[..., 0], four[..., 1]), join(four[..., 2], four[..., 3])
         return np.dstack([grey] * 3), alpha
-    samples = deep.join(np.asarray(high), np.asarray(low))
+    samples = join(np.asarray(high), np.asarray(low))
     if samples.shape[2] == 4:
         return np.ascontiguousarray(samples[..., :3]), np.ascontiguousarray(samples[..., 3])
     key = high.info.get("transparency")
@@ -243,10 +244,8 @@ def _from_wide_grey(
     return np.dstack([grey] * 3), alpha
 
 
-def _from_cmyk(image: Image.Image, icc: bytes | None, bits: int, notes: list[str]) -> np.ndarray:
+def _from_cmyk(image: Image.Image, icc: bytes | None, notes: list[str]) -> np.ndarray:
     """CMYK to 8-bit sRGB, through the picture's own profile where it has a usable one."""
-    if bits > 8:
-        notes.append(f"{bits}-bit pixels reduced to 8 bit")
     if icc:
         from PIL import ImageCms
 

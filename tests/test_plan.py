@@ -1,0 +1,203 @@
+"""Which file becomes which: files, folders, trees, patterns; names that collide."""
+
+from pathlib import Path
+
+import pytest
+
+from conftest import noise_image
+from samdiffsr.errors import ConfigError, ImageError
+from samdiffsr.upscale import Job, plan
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def job(source: Path, target: Path) -> Job:
+    return Job(str(source), str(target))
+
+
+def test_file_to_folder_takes_the_suffix(tmp_path: Path) -> None:
+    source = noise_image(tmp_path / "cat.jpg")
+    assert plan([source], tmp_path / "out", "_big") == [job(source, tmp_path / "out" / "cat_big.jpg")]
+    assert names(tmp_path) == ["cat.jpg"]  # planning writes nothing
+
+
+def test_file_to_file_takes_the_name_as_it_is(tmp_path: Path) -> None:
+    source = noise_image(tmp_path / "cat.jpg")
+    assert plan([str(source)], str(tmp_path / "dog.PNG"), "_big") == [
+        Job(str(source), str(tmp_path / "dog.PNG"), fixed=True)
+    ]
+
+
+def test_a_folder_may_look_like_an_image(tmp_path: Path) -> None:
+    source = noise_image(tmp_path / "cat.jpg")
+    (tmp_path / "out.png").mkdir()
+    assert plan([source], tmp_path / "out.png") == [job(source, tmp_path / "out.png" / "cat_x4.jpg")]
+
+
+def test_folder_gives_its_images_sorted_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("c.png", "a.PNG", "b.webp", "sub/d.png", ".hidden.png"):
+        noise_image(folder / name)
+    (folder / "notes.txt").touch()
+    (folder / "e.png").mkdir()
+    (folder / "lost.png").symlink_to("nowhere")
+    jobs = plan([folder], tmp_path / "out")
+    assert [Path(job.source).name for job in jobs] == ["a.PNG", "b.webp", "c.png", "lost.png"]
+    assert [Path(job.target).name for job in jobs] == ["a_x4.PNG", "b_x4.webp", "c_x4.png", "lost_x4.png"]
+
+
+def test_pattern(tmp_path: Path) -> None:
+    for name in ("a1.png", "a2.png", "b1.png", "a3.txt/x.png"):
+        noise_image(tmp_path / name)
+    assert [Path(job.source).name for job in plan([f"{tmp_path}/a*"], tmp_path / "o")] == ["a1.png", "a2.png"]
+    assert [Path(job.source).name for job in plan([f"{tmp_path}/?1.png"], tmp_path / "o")] == ["a1.png", "b1.png"]
+    with pytest.raises(ImageError, match=r"No image matches the pattern '.*z\*\.png'"):
+        plan([f"{tmp_path}/z*.png"], tmp_path / "o")
+
+
+def test_a_name_with_brackets_is_a_name_first(tmp_path: Path) -> None:
+    noise_image(tmp_path / "a1.png")
+    source = noise_image(tmp_path / "a[1].png")
+    assert [job.source for job in plan([source], tmp_path / "o")] == [str(source)]
+
+
+def test_several_inputs_keep_their_order_and_count_once(tmp_path: Path) -> None:
+    a, b = noise_image(tmp_path / "in" / "a.png"), noise_image(tmp_path / "in" / "b.png")
+    jobs = plan([b, tmp_path / "in", str(tmp_path / "in" / ".." / "in" / "a.png")], tmp_path / "o")
+    assert [job.source for job in jobs] == [str(b), str(a)]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "expected"),
+    [
+        ("a.gif", "L", "a_x4.png"),
+        ("a.ppm", "RGB", "a_x4.png"),
+        ("a.bmp", "RGB", "a_x4.bmp"),
+        ("a.tiff", "RGBA", "a_x4.tiff"),
+        ("a.webp", "RGBA", "a_x4.webp"),
+        ("a.jpeg", "CMYK", "a_x4.jpeg"),
+    ],
+)
+def test_format_is_kept_if_it_can_hold_the_noise_image(tmp_path: Path, name: str, mode: str, expected: str) -> None:
+    source = noise_image(tmp_path / name, mode)
+    assert plan([source], tmp_path / "o")[0].target.rpartition("/")[2] == expected
+
+
+def test_missing_input_is_planned_so_that_the_others_are_done(tmp_path: Path) -> None:
+    assert plan([tmp_path / "no.png"], tmp_path / "o") == [job(tmp_path / "no.png", tmp_path / "o" / "no_x4.png")]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "words"),
+    [
+        ([], "o", "no input"),
+        (["empty"], "o", "no image in the folder '.*empty'"),
+        (["in"], "o.png", r"'.*o\.png' is one file, but there are 2 inputs"),
+        (["in/a.png"], "o.gif", r"extension must be one of \.png"),
+        (["in/a.png", "other/a.png"], "o", r"'.*in/a\.png' and '.*other/a\.png' would both become '.*o/a_x4\.png'"),
+        (["in/a.png"], "in/a.png", r"in/a\.png' would overwrite itself"),
+        (["in/a.png", "in/b.jpg"], "other", None),
+        (["in/a.png", "link/b.jpg"], "in", None),
+    ],
+)
+def test_plans_that_cannot_work(tmp_path: Path, inputs: list[str], output: str, words: str | None) -> None:
+    for name in ("in/a.png", "in/b.jpg", "other/a.png"):
+        noise_image(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("in")
+    given = [tmp_path / name for name in inputs]
+    if words is None:
+        assert len(plan(given, tmp_path / output)) == len(inputs)
+        return
+    with pytest.raises(ImageError, match=words) as caught:
+        plan(given, tmp_path / output)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_gif_and_png_of_one_name_collide(tmp_path: Path) -> None:
+    noise_image(tmp_path / "in" / "a.gif", "L")
+    noise_image(tmp_path / "in" / "a.png")
+    with pytest.raises(ImageError, match=r"a\.gif' and '.*a\.png' would both become"):
+        plan([tmp_path / "in"], tmp_path / "o")
+
+
+def test_output_through_links_cannot_overwrite_an_input(tmp_path: Path) -> None:
+    source = noise_image(tmp_path / "in" / "a.png")
+    (tmp_path / "link").symlink_to("in")
+    with pytest.raises(ImageError, match="overwrite itself"):
+        plan([source], tmp_path / "link", suffix="")
+    (tmp_path / "b.png").symlink_to(source)
+    with pytest.raises(ImageError, match="overwrite itself"):
+        plan([source], tmp_path / "b.png")
+
+
+def test_output_cannot_overwrite_another_input(tmp_path: Path) -> None:
+    noise_image(tmp_path / "a.png")
+    noise_image(tmp_path / "a_x4.png")
+    with pytest.raises(ImageError, match=r"a\.png' would overwrite the input '.*a_x4\.png'"):
+        plan([tmp_path], tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["/x", "../", "a/b"])
+def test_suffix_stays_in_the_folder(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(ConfigError, match="suffix"):
+        plan([noise_image(tmp_path / "a.png")], tmp_path / "o", suffix)
+
+
+# --- trees and formats -----------------------------------------------------------------------------------------------
+
+
+def relative(jobs: list[Job], root: Path) -> dict[str, str]:
+    return {str(Path(job.source).relative_to(root)): str(Path(job.target).relative_to(root)) for job in jobs}
+
+
+def test_a_tree_is_mirrored(tmp_path: Path) -> None:
+    for name in ("in/b.png", "in/x/a.png", "in/x/y/b.png", "in/.hidden/c.png", "in/x/.d.png"):
+        noise_image(tmp_path / name)
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    found = relative(plan([tmp_path / "in"], tmp_path / "o", recursive=True), tmp_path)
+    assert found == {
+        "in/b.png": "o/b_x4.png",
+        "in/x/a.png": "o/x/a_x4.png",
+        "in/x/y/b.png": "o/x/y/b_x4.png",
+    }
+    assert list(relative(plan([tmp_path / "in"], tmp_path / "o"), tmp_path)) == ["in/b.png"]
+    with pytest.raises(ImageError, match="--recursive"):
+        plan([tmp_path], tmp_path / "o")
+
+
+def test_an_output_folder_within_the_input_is_no_input(tmp_path: Path) -> None:
+    """A batch that is begun again must not enlarge its own results."""
+    for name in ("a.png", "x/b.png", "large/a_x4.png", "large/x/b_x4.png"):
+        noise_image(tmp_path / name)
+    (tmp_path / "link").symlink_to("large")
+    for output in (tmp_path / "large", tmp_path / "link"):
+        assert list(relative(plan([tmp_path], output, recursive=True), tmp_path)) == ["a.png", "x/b.png"]
+
+
+def test_pattern_across_folders(tmp_path: Path) -> None:
+    for name in ("x/a.png", "x/y/b.png", "c.png"):
+        noise_image(tmp_path / name)
+    jobs = plan([f"{tmp_path}/**/*.png"], tmp_path / "o")
+    assert sorted(Path(job.target).name for job in jobs) == ["a_x4.png", "b_x4.png", "c_x4.png"]
+
+
+@pytest.mark.parametrize(
+    ("format", "extension"), [("png", ".png"), ("jpg", ".jpg"), ("webp", ".webp"), ("tiff", ".tiff")]
+)
+def test_format_that_was_asked_for(tmp_path: Path, format: str, extension: str) -> None:
+    source = noise_image(tmp_path / "a.bmp")
+    assert plan([source], tmp_path / "o", format=format) == [
+        Job(str(source), str(tmp_path / "o" / f"a_x4{extension}"), fixed=True)
+    ]
+
+
+def test_formats_that_cannot_work(tmp_path: Path) -> None:
+    source = noise_image(tmp_path / "a.bmp")
+    with pytest.raises(ConfigError, match="format is 'gif', but must be one of 'auto', 'png'"):
+        plan([source], tmp_path / "o", format="gif")
+    with pytest.raises(ConfigError, match=r"b\.png' contradicts --format jpg"):
+        plan([source], tmp_path / "b.png", format="jpg")
+    assert plan([source], tmp_path / "b.jpeg", format="jpg")[0].target == str(tmp_path / "b.jpeg")
