@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import samdiffsr.upscale
+import samdiffsr.upscale.batch
 from samdiffsr import __version__
 from samdiffsr.cli import VERBS, app, main, upscale
 from samdiffsr.images import MAX_PIXELS, read_image
+from samdiffsr.upscale import enlarge
 
 
 @pytest.fixture
@@ -66,10 +67,17 @@ def test_verb_help_explains_every_option(command) -> None:
         "input",
         "output",
         "model",
+        "scale",
+        "size",
         "steps",
         "seed",
+        "consistency",
         "device",
+        "recursive",
         "suffix",
+        "format",
+        "quality",
+        "strip-metadata",
         "overwrite",
         "skip-existing",
         "max-pixels",
@@ -121,7 +129,7 @@ def test_batch_with_a_bad_file(command, source: Path, tiny_pipe_dir: Path, tmp_p
     Image.new("L", (3, 3)).save(source.parent / "d.gif")
     inputs = ("-i", source.parent, "-i", tmp_path / "missing.png")
     code, out, err = command("upscale", *inputs, "-o", tmp_path / "o", "-m", tiny_pipe_dir)
-    assert (code, out) == (2, "")
+    assert (code, out) == (1, "")
     assert sorted(os.listdir(tmp_path / "o")) == ["a_x4.png", "d_x4.png"]
     lines = err.splitlines()
     assert lines[-1] == "2 upscaled, 0 skipped, 3 failed." and len(lines) == 4
@@ -135,7 +143,7 @@ def test_skip_and_overwrite(command, source: Path, tiny_pipe_dir: Path, tmp_path
     old.write_bytes(b"precious")
     line = ("upscale", "-i", source, "-o", tmp_path / "o", "-m", tiny_pipe_dir)
     code, _, err = command(*line)
-    assert code == 2 and "--overwrite" in err and "--skip-existing" in err
+    assert code == 1 and "--overwrite" in err and "--skip-existing" in err
     assert command(*line, "--skip-existing") == (0, "", "0 upscaled, 1 skipped, 0 failed.\n")
     code, _, err = command(*line, "--skip-existing", "--overwrite")
     assert (code, err) == (2, "Error: --overwrite and --skip-existing contradict each other; give one of them.\n")
@@ -158,32 +166,66 @@ def test_options_reach_the_pipeline(command, source: Path, tiny_pipe_dir: Path, 
     assert (tmp_path / "a-big.png").read_bytes() == default
 
 
+def test_size_format_and_tree(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "in" / "x" / "b.png"
+    deep.parent.mkdir()
+    deep.write_bytes(source.read_bytes())
+
+    def made(*options: object) -> dict[str, tuple[int, int]]:
+        target = tmp_path / f"o{len(os.listdir(tmp_path))}"
+        line = ("upscale", "-i", tmp_path / "in", "-o", target, "-m", tiny_pipe_dir)
+        assert command(*line, *options)[0] == 0
+        return {
+            str(path.relative_to(target)): read_image(path).rgb.shape[1::-1]
+            for path in sorted(target.rglob("*"))
+            if path.is_file()
+        }
+
+    assert made("-r", "-s", "2.5") == {"a_x2.5.png": (15, 13), "x/b_x2.5.png": (15, 13)}
+    assert made("--size", "30x", "--format", "webp", "--quality", "50") == {"a_30x.webp": (30, 25)}
+    assert made("--size", "x10", "--suffix", "") == {"a.png": (12, 10)}
+    assert made("--consistency", "--strip-metadata") == {"a_x4.png": (24, 20)}
+
+
 def test_notes_are_told(command, tiny_pipe_dir: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
-    code, _, err = command("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "-m", tiny_pipe_dir)
-    assert (code, err) == (0, f"Note: '{tmp_path / 'a.png'}': 16-bit pixels reduced to 8 bit.\n")
+    code, _, err = command("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.jpg", "-m", tiny_pipe_dir)
+    assert (code, err) == (0, f"Note: '{tmp_path / 'a.png'}': 16-bit pixels reduced to the 8 bit that .jpg holds.\n")
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("code", "options", "words"),
     [
-        (("-i", "{tmp}/no.png", "-o", "{tmp}/o"), "no.png' does not exist"),
-        (("-i", "{tmp}/no*.png", "-o", "{tmp}/o"), "No image matches the pattern"),
-        (("-i", "{source}", "-o", "{source}", "--overwrite"), "would overwrite itself"),
-        (("-i", "{source}", "-o", "{source}/o"), "Cannot make the output folder"),
-        (("-i", "{source}", "-o", "{tmp}/o.gif"), "extension must be one of"),
-        (("-i", "{source}", "-o", "{tmp}/o", "-m", "nonsense"), "'nonsense' does not exist"),
-        (("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--device", "tpu"), "device 'tpu' is not available"),
-        (("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--steps", "5000"), "5000"),
-        (("-i", "{source}", "-o", "{tmp}/o", "--max-pixels", "29"), "limit of 29"),
+        (1, ("-i", "{tmp}/no.png", "-o", "{tmp}/o"), "no.png' does not exist"),
+        (1, ("-i", "{source}", "-o", "{source}/o"), "Cannot make the output folder"),
+        (1, ("-i", "{source}", "-o", "{tmp}/o", "--max-pixels", "29"), "limit of 29"),
+        (1, ("-i", "{source}", "-o", "{tmp}/o", "--max-pixels", "30", "-s", "4.1"), "goes through 96x80"),
+        (
+            1,
+            ("-i", "{source}", "-o", "{tmp}/o", "--size", "3x"),
+            "a.png': The picture has 6x5 pixels, so 3x3 would not",
+        ),
+        (1, ("-i", "{source}", "-o", "{tmp}/o", "--size", "24x10"), "would distort it; give one side, as in 24x"),
+        (2, ("-i", "{tmp}/no*.png", "-o", "{tmp}/o"), "No image matches the pattern"),
+        (2, ("-i", "{source}", "-o", "{source}", "--overwrite"), "would overwrite itself"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o.gif"), "extension must be one of"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "nonsense"), "'nonsense' does not exist"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--device", "tpu"), "device 'tpu' is not available"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--steps", "5000"), "5000"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "-s", "1"), "The scale is 1, but must be above 1 and at most 16"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "-s", "2", "--size", "9x"), "contradict each other"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "--size", "big"), "must look like 1920x1080"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "--format", "gif"), "format is 'gif'"),
     ],
 )
-def test_one_sentence_and_exit_code_2(
-    command, source: Path, tiny_pipe_dir: Path, tmp_path: Path, options: tuple[str, ...], words: str
+def test_one_sentence_and_exit_code(
+    command, source: Path, tiny_pipe_dir: Path, tmp_path: Path, code: int, options: tuple[str, ...], words: str
 ) -> None:
+    """1: an image failed. 2: nothing could be begun."""
     before = source.read_bytes()
-    code, out, err = command("upscale", *(o.format(tmp=tmp_path, source=source, model=tiny_pipe_dir) for o in options))
-    assert (code, out) == (2, "")
+    line = (option.format(tmp=tmp_path, source=source, model=tiny_pipe_dir) for option in options)
+    ended, out, err = command("upscale", *line)
+    assert (ended, out) == (code, "")
     (line,) = err.splitlines()
     assert line.startswith("Error: ") and words in line and line.endswith(".")
     assert source.read_bytes() == before
@@ -206,37 +248,41 @@ def test_wrong_usage(command, options: tuple[str, ...]) -> None:
 
 
 def test_a_bad_model_still_tells_of_bad_images(command, source: Path, tmp_path: Path) -> None:
-    (source.parent / "b.png").touch()
+    source.with_name("A.png").touch()  # comes first
     code, _, err = command("upscale", "-i", source.parent, "-o", tmp_path / "o", "-m", "nonsense")
     first, count, last = err.splitlines()
-    assert code == 2 and "b.png" in first and "'nonsense'" in last
+    assert code == 2 and "A.png" in first and "'nonsense'" in last
     assert count == "0 upscaled, 0 skipped, 1 failed, 1 not begun or finished."
 
 
 def test_ctrl_c(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source.with_name("b.png").write_bytes(source.read_bytes())
 
-    def interrupted(path: Path, **options: int):
-        if path.name == "b.png":
-            raise KeyboardInterrupt
-        return read_image(path, **options)
+    calls = []
 
-    monkeypatch.setattr(samdiffsr.upscale, "read_image", interrupted)
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return enlarge(*arguments, **options)
+
+    monkeypatch.setattr(samdiffsr.upscale.batch, "enlarge", interrupted)
     code, _, err = command("upscale", "-i", source.parent, "-o", tmp_path / "o", "-m", tiny_pipe_dir)
     assert (code, err) == (130, "1 upscaled, 0 skipped, 0 failed, 1 not begun or finished.\n")
     assert os.listdir(tmp_path / "o") == ["a_x4.png"]
 
 
-def test_progress_bar_on_a_terminal(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from samdiffsr.upscale import Job
+def test_progress_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from samdiffsr.upscale import Progress
 
-    jobs = [Job(Path("[red]a.png"), tmp_path), Job(source, tmp_path)]
+    now = Progress("folder/[red]a.png", 2, 4, 0.5, 1.5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
-        with upscale._Bar(jobs) as bar:
-            bar.update(jobs[0].source, 0.25)
+        patch.setenv("COLUMNS", "120")
+        with upscale._Bar() as bar:
+            bar.update(now)
     err = capsys.readouterr().err
-    assert "1/2 [red]a.png" in err and "25%" in err
-    with upscale._Bar(jobs) as bar:  # no terminal: silence
-        bar.update(source, 0.5)
+    assert "2/4 [red]a.png" in err and "38%" in err and "MP/s" in err
+    with upscale._Bar() as bar:  # no terminal: silence
+        bar.update(now)
     assert capsys.readouterr().err == ""

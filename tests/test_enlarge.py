@@ -1,0 +1,241 @@
+"""One picture larger: any size, transparency without fringes, colours that do not shift, consistency with the input."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samdiffsr.errors import ConfigError, ImageError
+from samdiffsr.images import Picture, read_image, to_16_bit
+from samdiffsr.resize import imresize
+from samdiffsr.upscale import Goal, enlarge, load_model
+from samdiffsr.upscale.goal import passes
+from samdiffsr.upscale.picture import bleed, check_size, consistent, with_mean_of
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RNG = np.random.default_rng(11)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    """The embedded model."""
+    return load_model("default", "cpu")
+
+
+def window(name: str, height: int = 24, width: int = 32) -> np.ndarray:
+    return read_image(EXAMPLES / f"{name}.png").rgb[40 : 40 + height, 30 : 30 + width]
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "suffix", "expected"),
+    [
+        (None, None, "_x4", (400, 600)),
+        (2.5, None, "_x2.5", (250, 375)),
+        (1.017, None, "_x1.017", (102, 153)),  # 101.7, 152.55
+        (16, None, "_x16", (1600, 2400)),
+        (None, "600x400", "_600x400", (400, 600)),
+        (None, "601x400", "_601x400", (400, 601)),  # within rounding
+        (None, "1000x", "_1000x", (667, 1000)),
+        (None, " X250 ", "_x250", (250, 375)),
+    ],
+)
+def test_goals(scale: float | None, size: str | None, suffix: str, expected: tuple[int, int]) -> None:
+    goal = Goal.parse(scale, size)
+    assert (goal.suffix, goal.size(100, 150)) == (suffix, expected)
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "words"),
+    [
+        (1, None, "above 1 and at most 16"),
+        (16.1, None, "16.1"),
+        (float("nan"), None, "nan"),
+        (2, "9x9", "contradict"),
+        (None, "9", "1920x1080"),
+        (None, "x", "1920x1080"),
+        (None, "-4x5", "1920x1080"),
+        (None, "0x5", "at least 1 pixel"),
+    ],
+)
+def test_goals_that_are_none(scale: float | None, size: str | None, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Goal.parse(scale, size)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("150x", "would not enlarge"),
+        ("x99", "would not enlarge"),
+        ("2401x", "more than 16 times"),
+        ("300x300", "distort"),
+    ],
+)
+def test_sizes_that_do_not_suit_a_picture(size: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        Goal.parse(None, size).size(100, 150)
+
+
+def test_the_network_runs_as_often_as_it_must() -> None:
+    assert [passes(10, 10, (side, side)) for side in (11, 40, 41, 160)] == [1, 1, 2, 2]
+
+
+def test_the_limit_holds_for_what_is_made_on_the_way() -> None:
+    assert check_size(10, 10, Goal(scale=4), max_pixels=100) == (40, 40)
+    with pytest.raises(
+        ImageError, match=r"10x10 pixels to 41x41 goes through 160x160, above 16 times the limit of 100"
+    ):
+        check_size(10, 10, Goal(scale=4.1), max_pixels=100)
+
+
+@pytest.mark.parametrize("scale", [1.3, 2.0, 3.7, 4.0, 5.0])
+def test_other_factors_are_bicubic_reductions_of_repeated_fours(tiny_pipe: Any, scale: float) -> None:
+    lr = RNG.integers(100, 130, (5, 7, 3), dtype=np.uint8)
+    seen: list[float] = []
+    result = enlarge(tiny_pipe, Picture(lr), Goal(scale=scale), seed=3, tell=seen.append).rgb
+    assert result.shape == (int(5 * scale + 0.5), int(7 * scale + 0.5), 3)
+    assert seen == sorted(seen) and seen[-1] == 1 and len(seen) == (4 if scale > 4 else 2)
+    first = to_16_bit(enlarge(tiny_pipe, Picture(to_16_bit(lr)), seed=3).rgb)
+    if scale > 4:
+        first = to_16_bit(enlarge(tiny_pipe, Picture(first), seed=3).rgb)
+    expected = imresize(first, size=result.shape[:2])
+    shift = (result - expected / 257.0).mean((0, 1))  # each step has the mean of its own input
+    assert np.abs(result - expected / 257.0 - shift).max() < (1.5 if scale <= 4 else 4)
+
+
+# --- colour ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["astronaut", "cat", "coffee"])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_mean_colour_stays(pipe: Any, name: str, scale: float) -> None:
+    lr = window(name)
+    sr = enlarge(pipe, Picture(lr), Goal(scale=scale)).rgb
+    assert np.abs(sr.mean((0, 1)) - lr.mean((0, 1))).max() < 0.2
+
+
+def test_the_mean_is_met_even_where_white_and_black_are_in_the_way() -> None:
+    lr = np.zeros((4, 4, 3), np.uint8)
+    lr[:2] = 100
+    sr = np.zeros((16, 16, 3), np.uint16)
+    sr[:8] = 257 * 120  # 20 levels too bright in one half; the other half cannot get darker
+    fixed = with_mean_of(lr, sr) / 257.0
+    assert np.abs(fixed.mean((0, 1)) - 50).max() < 0.01
+    np.testing.assert_allclose(fixed[:8], 100, atol=0.01)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_black_and_white_stay(tiny_pipe: Any, value: int) -> None:
+    sr = enlarge(tiny_pipe, Picture(np.full((4, 5, 3), value, np.uint8))).rgb
+    assert abs(sr.mean() - value) < 0.01
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_grey_pictures_keep_their_mean_when_written_as_grey(pipe: Any, tmp_path: Path, depth: int) -> None:
+    from samdiffsr.images import write_image
+
+    grey = np.asarray(Image.fromarray(window("cat")).convert("L"))
+    lr = np.dstack([grey] * 3)
+    sr = enlarge(pipe, Picture(lr if depth == 8 else to_16_bit(lr), grey=True))
+    write_image(sr, tmp_path / "a.png")
+    back = read_image(tmp_path / "a.png", deep=True)
+    assert back.grey and back.depth == depth
+    assert abs(back.rgb.mean() / (1 if depth == 8 else 257) - grey.mean()) < 0.2
+
+
+# --- consistency -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [2, 4, 5.5])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_consistency_gives_the_input_back(pipe: Any, scale: float, depth: int) -> None:
+    """The window is itself a bicubic reduction, so that a picture that reduces to it exists."""
+    lr = window("coffee", 16, 20)
+    picture = Picture(lr if depth == 8 else to_16_bit(lr))
+    plain, sr = (enlarge(pipe, picture, Goal(scale=scale), steps=1, consistency=on) for on in (False, True))
+
+    def error(result: Picture) -> float:
+        levels = result.rgb / (1.0 if depth == 8 else 257.0)
+        return np.abs(imresize(levels, size=lr.shape[:2]) - lr).max()
+
+    assert error(plain) > 1
+    assert error(sr) < (0.5 if depth == 8 else 0.15)
+    if depth == 8:
+        assert np.abs(imresize(sr.rgb, size=lr.shape[:2]).astype(int) - lr).max() <= 1
+    assert sr.rgb.dtype == picture.rgb.dtype
+
+
+def test_consistency_with_noise_stays_a_picture() -> None:
+    """No picture reduces to it: the result must still be near, and finite."""
+    lr = RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    start = to_16_bit(imresize(lr, 4))
+    before = np.abs(imresize(start / 257.0, 1 / 4) - lr).mean()
+    after = np.abs(imresize(consistent(lr, start.copy()) / 257.0, 1 / 4) - lr).mean()
+    assert after < 0.4 * before
+
+
+# --- transparency ----------------------------------------------------------------------------------------------------
+
+
+def logo(hidden: np.ndarray) -> Picture:
+    """A hard-edged red disc with a blue half; what its transparent surroundings hide is arbitrary."""
+    y, x = np.mgrid[:24, :24] - 11.5
+    inside = y**2 + x**2 < 80
+    rgb = hidden.copy()
+    rgb[inside] = (220, 30, 40)
+    rgb[inside & (x > 0)] = (30, 60, 200)
+    return Picture(rgb, np.where(inside, 255, 0).astype(np.uint8))
+
+
+HIDDEN = {
+    "black": np.zeros((24, 24, 3), np.uint8),
+    "white": np.full((24, 24, 3), 255, np.uint8),
+    "garbage": RNG.integers(0, 256, (24, 24, 3), dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_no_fringe_around_a_logo(pipe: Any, hidden: str) -> None:
+    """Whatever shows has the colours of the logo, up to the network's own ringing on an opaque one."""
+    result = enlarge(pipe, logo(HIDDEN[hidden]))
+    assert result.alpha is not None
+    y, x = np.mgrid[:96, :96] - 47.5
+    seen = (result.alpha > 12) & (np.abs(x) > 12)  # away from the line between the colours
+    colour = np.where((x > 0)[..., None], (30, 60, 200), (220, 30, 40))
+    shown = np.abs(result.rgb.astype(float) - colour)[seen] * (result.alpha[seen] / 255.0)[:, None]
+    assert shown.max() < 16
+    assert set(np.unique(result.alpha[(y**2 + x**2 < 30**2) | (y**2 + x**2 > 42**2)])) == {0, 255}
+
+
+def test_hidden_colours_change_nothing(tiny_pipe: Any) -> None:
+    one, two = (enlarge(tiny_pipe, logo(HIDDEN[name])).rgb for name in ("white", "garbage"))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_bleeding_takes_the_nearest_visible_colour() -> None:
+    rgb = HIDDEN["garbage"][:5, :7]
+    alpha = np.zeros((5, 7), np.uint8)
+    alpha[0, 0], alpha[4, 6] = 255, 3
+    rgb[0, 0], rgb[4, 6] = (10, 20, 30), (200, 100, 0)
+    filled = bleed(rgb, alpha)
+    assert filled[1, 1].tolist() == [10, 20, 30] and filled[4, 5].tolist() == [200, 100, 0]
+    # the largest block has both, weighted by alpha: (255 (10, 20, 30) + 3 (200, 100, 0)) / 258
+    assert filled[0, 6].tolist() == [12, 21, 30]
+    np.testing.assert_array_equal(bleed(rgb, np.zeros_like(alpha)), rgb)
+    opaque = np.full_like(alpha, 1)
+    np.testing.assert_array_equal(bleed(rgb, opaque), rgb)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_alpha_has_the_depth_and_size_of_its_picture(tiny_pipe: Any, dtype: type) -> None:
+    top = np.iinfo(dtype).max
+    rgb = RNG.integers(0, top, (5, 7, 3), dtype=dtype)
+    alpha = RNG.integers(0, top, (5, 7), dtype=dtype)
+    result = enlarge(tiny_pipe, Picture(rgb, alpha), Goal(scale=3))
+    assert result.rgb.dtype == result.alpha.dtype == dtype
+    np.testing.assert_array_equal(result.alpha, imresize(alpha, size=(15, 21)))
