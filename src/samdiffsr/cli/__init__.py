@@ -14,10 +14,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from samdiffsr import __version__
-from samdiffsr.cli import convert, prepare, train, upscale
+from samdiffsr.cli import convert, doctor, prepare, train, upscale
 from samdiffsr.errors import SamDiffSRError
 
-VERBS = (upscale, prepare, train, convert)
+VERBS = (upscale, prepare, train, convert, doctor)
 """In the order of `--help`."""
 
 EXTRAS = {"pycocotools": "train", "pydantic": "train", "yaml": "train"}

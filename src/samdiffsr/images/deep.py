@@ -1,4 +1,4 @@
-"""16 bits a sample where Pillow has only 8: colour (and grey with alpha), PNG and TIFF, in and out.
+"""16 bits a sample where Pillow has only 8: colour, and grey with alpha; PNG and TIFF in, PNG out.
 
 Reading. Pillow opens 16-bit colour as 8 bit: of each sample it keeps the high byte. Told that the samples have the other byte
 order, the same decoder keeps the low byte. Two decodings are the whole sample, exactly, with Pillow's own checks for damage.
@@ -9,10 +9,7 @@ import sys
 import zlib
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, TiffTags
-
-from samdiffsr.images.metadata import load_exif
-from samdiffsr.images.picture import Metadata
+from PIL import Image
 
 _LITTLE = sys.byteorder == "little"
 # Pillow's "raw mode" that takes the high bytes -> the one that takes the low bytes. N is the machine's own order.
@@ -99,43 +96,3 @@ def _paeth(rows: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
 
 def _chunk(file: io.BytesIO, kind: bytes, data: bytes) -> None:
     file.write(len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4))
-
-
-def encode_tiff(samples: np.ndarray, icc: bytes | None, metadata: Metadata) -> io.BytesIO:
-    """A 16-bit little-endian TIFF of uint16 (H, W, C) samples: deflate, horizontal differences, strips."""
-    height, width, channels = samples.shape
-    rows = max(1, min(height, _BLOCK // (width * channels * 2)))
-    strips = []
-    for first in range(0, height, rows):
-        block = samples[first : first + rows].astype("<u2")
-        block[:, 1:] -= samples[first : first + rows, :-1]
-        strips.append(zlib.compress(block.tobytes()))
-    lengths = tuple(len(strip) for strip in strips)
-    tags = tiff_tags(metadata)
-    tags |= {256: width, 257: height, 258: (16,) * channels, 259: 8, 262: 1 if channels < 3 else 2, 277: channels}
-    tags |= {273: tuple(np.cumsum((0, *lengths[:-1])).tolist()), 278: rows, 279: lengths, 284: 1, 317: 2}
-    if channels in (2, 4):
-        tags[338] = 2  # unassociated alpha
-    if icc:
-        tags[34675] = icc
-    if metadata.dpi:
-        tags |= {282: metadata.dpi[0], 283: metadata.dpi[1], 296: 2}
-    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
-    for tag, value in tags.items():
-        directory[tag] = value
-    file = io.BytesIO()
-    directory.save(file)  # moves the offsets in 273 behind itself
-    for strip in strips:
-        file.write(strip)
-    return file
-
-
-def tiff_tags(metadata: Metadata) -> dict:
-    """EXIF and XMP as TIFF tags."""
-    tags = {}
-    if metadata.exif is not None:
-        exif = load_exif(metadata.exif)
-        tags = {tag: exif.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else exif[tag] for tag in exif}
-    if metadata.xmp is not None:
-        tags[700] = metadata.xmp
-    return tags

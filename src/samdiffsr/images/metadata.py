@@ -14,6 +14,7 @@ from samdiffsr.images.picture import Metadata
 BROKEN = (SyntaxError, ValueError, EOFError, struct.error, zlib.error, RuntimeError, IndexError)
 """What Pillow's decoders were seen to raise on damaged files besides OSError (fuzzed)."""
 
+XMP_TAG = 700  # in a TIFF
 _ORIENTATION, _EXIF_IFD, _GPS_IFD, _INTEROP, _MAKER_NOTE = 0x0112, 0x8769, 0x8825, 0xA005, 0x927C
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003

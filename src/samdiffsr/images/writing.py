@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.images import deep
+from samdiffsr.images.deep import encode_png
 from samdiffsr.images.formats import DEEP, check_target
 from samdiffsr.images.metadata import fitting, reason, resolution_in_exif, sized
 from samdiffsr.images.picture import Metadata, Picture
+from samdiffsr.images.tiff import encode_tiff
 
 TEMPORARY = re.compile(r"\.samdiffsr-[0-9a-f]{16}\.tmp")
 """Names of files being written; one that stays behind was left by a killed process."""
@@ -54,37 +55,39 @@ def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int 
         picture = picture.in_8_bit()
     metadata = sized(picture.metadata, height, width)
     try:
-        if picture.depth == 16:
-            buffer = _deep(picture, metadata, format_)
+        if format_ == "TIFF":
+            buffer = encode_tiff(_samples(picture, keep_grey=picture.depth == 8), picture.icc, metadata)
+        elif picture.depth == 16:
+            pixel = Picture(np.zeros((1, 1, 3), np.uint8), grey=picture.grey, icc=picture.icc)
+            buffer = encode_png(_samples(picture), _encoded(pixel, metadata, "PNG", None, notes).getvalue())
         else:
-            buffer = _plain(picture, metadata, format_, quality, notes)
+            buffer = _encoded(picture, metadata, format_, quality, notes)
     except (OSError, ValueError, struct.error, OverflowError) as error:
         raise ImageError(f"Cannot write '{path}': {reason(error)}; try .png.") from error
     _write_whole(buffer.getbuffer(), path)
     return tuple(notes)
 
 
-def _deep(picture: Picture, metadata: Metadata, format_: str) -> io.BytesIO:
-    grey = picture.grey and not (format_ == "TIFF" and picture.alpha is not None)  # Pillow could not read that again
+def _samples(picture: Picture, *, keep_grey: bool = True) -> np.ndarray:
+    """(H, W, C): grey or RGB, and alpha. Without `keep_grey`, grey with alpha is RGBA: Pillow reads no such 16-bit TIFF."""
+    grey = picture.grey and (keep_grey or picture.alpha is None)
     layers = [_grey(picture.rgb) if grey else picture.rgb]
     if picture.alpha is not None:
         layers.append(picture.alpha)
-    samples = np.dstack(layers)
-    if format_ == "TIFF":
-        return deep.encode_tiff(samples, picture.icc, metadata)
-    pixel = Picture(np.zeros((1, 1, 3), np.uint8), grey=picture.grey, icc=picture.icc)
-    return deep.encode_png(samples, _plain(pixel, metadata, "PNG", None, []).getvalue())
+    return np.dstack(layers)
 
 
 def _grey(rgb: np.ndarray) -> np.ndarray:
-    """uint16 RGB -> grey."""
+    """RGB -> grey of the same depth."""
+    if rgb.dtype == np.uint8:
+        return np.asarray(Image.fromarray(rgb).convert("L"))
     total = np.full(rgb.shape[:2], 2**15, np.uint32)
     for channel, weight in enumerate(_LUMA):
         total += rgb[..., channel] * weight
     return (total >> 16).astype(np.uint16)
 
 
-def _plain(picture: Picture, metadata: Metadata, format_: str, quality: int | None, notes: list[str]) -> io.BytesIO:
+def _encoded(picture: Picture, metadata: Metadata, format_: str, quality: int | None, notes: list[str]) -> io.BytesIO:
     """The file of an 8-bit picture. In memory, because Pillow's own file writing turns a full disk into "encoder error -2"."""
     image = Image.fromarray(picture.rgb)
     if picture.grey:
@@ -104,25 +107,20 @@ def _plain(picture: Picture, metadata: Metadata, format_: str, quality: int | No
 
 
 def _options(metadata: Metadata, format_: str, quality: int | None, notes: list[str]) -> dict[str, Any]:
-    """What Pillow is told when it saves. A BMP holds the resolution, and neither EXIF nor XMP."""
+    """What Pillow is told when it saves."""
     options: dict[str, Any] = {}
     if format_ == "JPEG":
         options = {"quality": 95 if quality is None else quality, "subsampling": 0}  # 4:4:4
         metadata = fitting(metadata, _JPEG_LIMIT, notes)
     elif format_ == "WEBP":  # lossy WebP is 4:2:0 only; exact keeps the colour under alpha 0
         options = {"lossless": True, "exact": True} if quality is None else {"quality": quality, "exact": True}
-    elif format_ == "TIFF":
-        options = {"compression": "tiff_deflate"}
     if format_ == "WEBP":
         metadata = replace(metadata, exif=resolution_in_exif(metadata))
     elif metadata.dpi:
         options["dpi"] = metadata.dpi
-    if format_ == "TIFF":
-        exif = Image.Exif()
-        for tag, value in deep.tiff_tags(metadata).items():
-            exif[tag] = value
-        return options | {"exif": exif}
     if format_ == "BMP":
+        if metadata.exif or metadata.xmp:
+            notes.append("a BMP holds neither EXIF nor XMP, so they are left out")
         return options
     if metadata.exif:
         options["exif"] = metadata.exif
