@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz lint clean
 
 demo: $(VENV)/run.stamp  ## upscale examples/*.png with the embedded model; results and a comparison land in demo/
 	$(BIN)/samdiffsr upscale -i examples -o demo --overwrite
@@ -12,6 +12,9 @@ demo: $(VENV)/run.stamp  ## upscale examples/*.png with the embedded model; resu
 
 test: $(VENV)/dev.stamp  ## the whole test suite
 	$(BIN)/python -m pytest -n 2
+
+fuzz: $(VENV)/dev.stamp  ## nightly: 5,000 damaged picture files
+	$(BIN)/python tests/fuzz.py 5000
 
 lint: $(VENV)/dev.stamp  ## style, types, import layers
 	$(BIN)/ruff check .
