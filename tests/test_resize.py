@@ -75,6 +75,27 @@ def test_the_smaller_scale_goes_first():
     assert (both != imresize(imresize(image, size=(32, 16)), size=(32, 8))).any()
 
 
+def test_16_bits_are_rounded_after_each_pass_and_clipped():
+    image = np.random.default_rng(0).integers(0, 65_536, (12, 9)).astype(np.uint16)
+    rows = np.apply_along_axis(naive_pass, 0, image.astype(float), 3, 0.25)
+    rows = np.floor(rows.clip(0, 65_535) + 0.5)
+    expected = np.floor(np.apply_along_axis(naive_pass, 1, rows, 3, 0.25).clip(0, 65_535) + 0.5)
+    found = imresize(image, 0.25)
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, expected)
+    edge = np.array([[0, 0, 65_535, 65_535]], np.uint16)
+    assert imresize(edge, 4).max() == 65_535 and imresize(edge, 4).min() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_blocks_change_nothing(monkeypatch, dtype):
+    image = (np.random.default_rng(0).random((31, 17, 3)) * 255).astype(dtype)
+    whole = [imresize(image, scale) for scale in (0.25, 2.7)]
+    monkeypatch.setattr("samdiffsr.resize._BLOCK", 100)
+    for expected, scale in zip(whole, (0.25, 2.7), strict=True):
+        np.testing.assert_array_equal(imresize(image, scale), expected)
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [

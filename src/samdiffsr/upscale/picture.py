@@ -169,7 +169,7 @@ def consistent(lr: np.ndarray, sr: np.ndarray) -> np.ndarray:
 
     D reduces, U enlarges, both bicubic: x <- clip(x + a U(lr - D x) + b (x - x_before)). a and b are Polyak's for a D U whose
     eigenvalues lie between 0.22 and 1 (measured); five rounds then end below a quarter of a level. Where no picture between
-    black and white reduces to `lr`, as with noise, it ends near one that almost does.
+    black and white reduces to `lr`, as with noise, it ends near one that almost does. Takes some 30 bytes of memory a pixel.
 
     Args:
         lr: uint8 or uint16 (h, w, 3).
