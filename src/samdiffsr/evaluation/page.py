@@ -1,0 +1,120 @@
+"""The report as one HTML page that needs nothing else: tables, and pictures to look at side by side (`page.html`)."""
+
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from samdiffsr.evaluation.metrics import METRICS
+from samdiffsr.evaluation.report import (
+    Document,
+    Table,
+    image_metrics,
+    image_table,
+    protocol_lines,
+    published_table,
+    summary_table,
+)
+
+TEMPLATE = Path(__file__).with_name("page.html")
+SIDE = 512
+"""Larger pictures show their central window of this side."""
+LIMIT = 24_000_000
+"""Bytes of pictures in a page."""
+
+
+def to_html(found: Document, pictures: dict[str, dict[str, np.ndarray]]) -> str:
+    """The page.
+
+    Args:
+        found: see `report.document`.
+        pictures: image -> what is shown -> uint8 (H, W, 3) of one size; the first is the original. As many images as fit
+            into `LIMIT` are shown.
+    """
+    figures = found["figures"]
+    sections, size = [], 0
+    for image, shown in pictures.items():
+        section = _section(found, image, shown)
+        if size + len(section) > LIMIT:
+            break
+        sections.append(section)
+        size += len(section)
+    shown_text = (
+        f"{len(sections)} of {len(figures['images'])} images, the first by name; the tables have all of them. Pixels are lossless"
+        f"; of a picture larger than {SIDE}x{SIDE} you see the middle. LR has its pixels repeated."
+    )
+    count = f"{len(figures['images'])} images. PSNR, SSIM and distances are means over images."
+    parts = {
+        "TITLE": escape(figures["title"]),
+        "COUNT": count,
+        "SUMMARY": _table(summary_table(found)) + _list(protocol_lines(found)),
+        "NOTES": "<h2>Notes</h2>" + _list([f"{note}." for note in figures["notes"]]) if figures["notes"] else "",
+        "PUBLISHED": _published(found) if "published" in found else "",
+        "SHOWN": escape(shown_text),
+        "PICTURES": "".join(sections),
+        "IMAGES": "".join(_images(found, name) for name in image_metrics(found)),
+        "SETUP": escape(json.dumps(found["setup"], indent=1, ensure_ascii=False)),
+    }
+    page = TEMPLATE.read_text(encoding="utf-8")
+    for name, content in parts.items():  # no content can hold a placeholder: all of it is escaped
+        page = page.replace(f"<!--{name}-->", content)
+    return page
+
+
+def _section(found: Document, image: str, shown: dict[str, np.ndarray]) -> str:
+    panels = "".join(_panel(found, image, label, picture) for label, picture in shown.items())
+    side = 240  # of the overview, in pixels of its canvas
+    overview = f'<figure><canvas class="map" width="{side}" height="{side}"></canvas><figcaption>overview</figcaption></figure>'
+    return f'<section tabindex="0"><h3>{escape(image)}</h3><div class="panels">{overview}{panels}</div></section>\n'
+
+
+def _panel(found: Document, image: str, label: str, picture: np.ndarray) -> str:
+    top, left = (max(0, (side - SIDE) // 2) for side in picture.shape[:2])
+    window = Image.fromarray(np.ascontiguousarray(picture[top : top + SIDE, left : left + SIDE]))
+    buffer = io.BytesIO()
+    window.save(buffer, "WEBP", lossless=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    img = (
+        f'<img width="{window.width}" height="{window.height}" alt="{escape(f"{label}, {image}")}" '
+        f'src="data:image/webp;base64,{data}">'
+    )
+    return (
+        f'<figure><div class="view">{img}</div><figcaption><b>{escape(label)}</b> '
+        f"{escape(_caption(found, image, label))}</figcaption></figure>"
+    )
+
+
+def _caption(found: Document, image: str, label: str) -> str:
+    """The figures of one result; those of several seeds are means, the picture is the first seed's."""
+    for entry in found["figures"]["methods"]:
+        if entry["method"] == label:
+            values = entry["by_image"][image]
+            told = [f"{METRICS[n].label} {float(values[n]):.{METRICS[n].digits}f}" for n in values if "rgb" not in n]
+            return " · ".join(told)
+    return ""
+
+
+def _images(found: Document, name: str) -> str:
+    protocol = escape(found["figures"]["protocols"][name])
+    summary = f"<summary>{escape(METRICS[name].label)}</summary>"
+    return f'<details>{summary}<p class="small">{protocol}</p><div class="wide">{_table(image_table(found, name))}</div></details>'
+
+
+def _published(found: Document) -> str:
+    source = escape(found["published"]["source"])
+    return f'<h2>Published, for orientation</h2><p class="small">{source}</p>{_table(published_table(found))}'
+
+
+def _table(table: Table) -> str:
+    header, rows = table
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _list(lines: list[str]) -> str:
+    return '<ul class="small">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
