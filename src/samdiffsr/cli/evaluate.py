@@ -8,7 +8,9 @@ import typer
 HR = Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of original images.")]
 LR = Annotated[
     Path | None,
-    typer.Option("--lr", metavar="DIR", help="Their x1/4 images, of the same names.  [default: MATLAB's bicubic of HR]"),
+    typer.Option(
+        "--lr", metavar="DIR", help="Their x1/4 images, of the same names.  [default: MATLAB's bicubic of HR]"
+    ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for report.json, .md and .html.")]
 Model = Annotated[
@@ -17,7 +19,7 @@ Model = Annotated[
         "-m",
         "--model",
         metavar="MODEL[@steps=N,scheduler=NAME]",
-        help="'default', a pipeline folder or a released .ckpt file; repeatable.  [default: 'default' if nothing else is given]",
+        help="'default', a pipeline folder or a released .ckpt file; repeatable.  [default: 'default', if nothing is given]",
     ),
 ]
 Outputs = Annotated[
@@ -40,7 +42,9 @@ WeightsDir = Annotated[
 Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="Seeds that models sample with, e.g. 0,1,2.")]
 Pictures = Annotated[int, typer.Option(min=0, metavar="N", help="Images that the page shows, the first by name.")]
 Published = Annotated[bool, typer.Option("--published", help="Add the paper's own figures, marked as quoted.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="Of the models: auto, cpu, cuda, ... Metrics run on the CPU.")]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="Of the models: auto, cpu, cuda, ... Metrics run on the CPU.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a report that exists.")]
 
 
@@ -87,7 +91,8 @@ def evaluate(
             notes.append(f"{len(others)} images in the folder of {row.label!r} belong to no HR image")
     rows += [methods.model(spec, device) for spec in model or []]
     judges = benchmark.perceptual(perceptual or [], weights_dir or weights.default_folder())
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluate", total=None)
         result = benchmark.run(
             found,

@@ -1,7 +1,9 @@
 """Run every method on every image and score the results.
 
-    pairs = find_pairs(Path("Set5/HR"), Path("Set5/LR"))
-    result = run(pairs, [baseline("bicubic"), model("default", "cpu")], seeds=[0, 1], perceptual=perceptual(["squeeze"], folder))
+    methods = [baseline("bicubic"), model("default", "cpu")]
+    result = run(find_pairs(hr, lr), methods, seeds=[0, 1], judges=perceptual(["squeeze"], folder))
+
+Images come one after the other, so memory does not grow with their number (but for FID, by 2048 numbers each).
 """
 
 import hashlib

@@ -62,7 +62,8 @@ METRICS = {
             "squeeze distance",
             "lower",
             4,
-            f"NOT LPIPS: SqueezeNet 1.1 (Caffe weights) under the heads of LPIPS-squeeze, comparable with itself only; {_WHOLE}",
+            "NOT LPIPS: SqueezeNet 1.1 (Caffe weights) under the heads of LPIPS-squeeze, comparable with itself only; "
+            f"{_WHOLE}",
         ),
         Metric(
             "fid",

@@ -44,13 +44,13 @@ def to_html(found: Document, pictures: dict[str, dict[str, np.ndarray]]) -> str:
         sections.append(section)
         size += len(section)
     shown_text = (
-        f"{len(sections)} of {len(figures['images'])} images, the first by name; the tables have all of them. Pixels are lossless"
-        f"; of a picture larger than {SIDE}x{SIDE} you see the middle. LR has its pixels repeated."
+        f"{len(sections)} of {len(figures['images'])} images, the first by name; the tables have all of them. Pixels are "
+        f"lossless; of a picture larger than {SIDE}x{SIDE} you see the middle. LR has its pixels repeated. A crop begins where "
+        "the original has the most detail. With several seeds, the picture is the first's and its figures are means."
     )
-    count = f"{len(figures['images'])} images. PSNR, SSIM and distances are means over images."
     parts = {
         "TITLE": escape(figures["title"]),
-        "COUNT": count,
+        "COUNT": f"{len(figures['images'])} images",
         "SUMMARY": _table(summary_table(found)) + _list(protocol_lines(found)),
         "NOTES": "<h2>Notes</h2>" + _list([f"{note}." for note in figures["notes"]]) if figures["notes"] else "",
         "PUBLISHED": _published(found) if "published" in found else "",
@@ -69,12 +69,27 @@ def _section(found: Document, image: str, shown: dict[str, np.ndarray]) -> str:
     panels = "".join(_panel(found, image, label, picture) for label, picture in shown.items())
     side = 240  # of the overview, in pixels of its canvas
     overview = f'<figure><canvas class="map" width="{side}" height="{side}"></canvas><figcaption>overview</figcaption></figure>'
-    return f'<section tabindex="0"><h3>{escape(image)}</h3><div class="panels">{overview}{panels}</div></section>\n'
+    x, y = _busiest(_window(next(iter(shown.values()))))
+    start = f'tabindex="0" data-x="{x}" data-y="{y}"'
+    return f'<section {start}><h3>{escape(image)}</h3><div class="panels">{overview}{panels}</div></section>\n'
+
+
+def _window(picture: np.ndarray) -> np.ndarray:
+    """The middle of a large picture."""
+    top, left = (max(0, (side - SIDE) // 2) for side in picture.shape[:2])
+    return picture[top : top + SIDE, left : left + SIDE]
+
+
+def _busiest(picture: np.ndarray, side: int = 32) -> tuple[int, int]:
+    """Column and row of the centre of the block whose grey levels vary most."""
+    grey = picture.mean(axis=2)
+    corners = [(y, x) for y in range(0, grey.shape[0], side) for x in range(0, grey.shape[1], side)]
+    top, left = max(corners, key=lambda at: float(grey[at[0] : at[0] + side, at[1] : at[1] + side].std()))
+    return left + side // 2, top + side // 2
 
 
 def _panel(found: Document, image: str, label: str, picture: np.ndarray) -> str:
-    top, left = (max(0, (side - SIDE) // 2) for side in picture.shape[:2])
-    window = Image.fromarray(np.ascontiguousarray(picture[top : top + SIDE, left : left + SIDE]))
+    window = Image.fromarray(np.ascontiguousarray(_window(picture)))
     buffer = io.BytesIO()
     window.save(buffer, "WEBP", lossless=True)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -83,25 +98,25 @@ def _panel(found: Document, image: str, label: str, picture: np.ndarray) -> str:
         f'src="data:image/webp;base64,{data}">'
     )
     return (
-        f'<figure><div class="view">{img}</div><figcaption><b>{escape(label)}</b> '
-        f"{escape(_caption(found, image, label))}</figcaption></figure>"
+        f'<figure><div class="view">{img}</div><figcaption><b>{escape(label)}</b>'
+        f"{_caption(found, image, label)}</figcaption></figure>"
     )
 
 
 def _caption(found: Document, image: str, label: str) -> str:
-    """The figures of one result; those of several seeds are means, the picture is the first seed's."""
+    """The figures of one result; those of the originals are none."""
     for entry in found["figures"]["methods"]:
         if entry["method"] == label:
             values = entry["by_image"][image]
-            told = [f"{METRICS[n].label} {float(values[n]):.{METRICS[n].digits}f}" for n in values if "rgb" not in n]
-            return " · ".join(told)
+            told = (f"{METRICS[n].label} {float(values[n]):.{METRICS[n].digits}f}" for n in values if "rgb" not in n)
+            return "".join(f"<br><span>{escape(text)}</span>" for text in told)
     return ""
 
 
 def _images(found: Document, name: str) -> str:
     protocol = escape(found["figures"]["protocols"][name])
-    summary = f"<summary>{escape(METRICS[name].label)}</summary>"
-    return f'<details>{summary}<p class="small">{protocol}</p><div class="wide">{_table(image_table(found, name))}</div></details>'
+    table = f'<div class="wide">{_table(image_table(found, name))}</div>'
+    return f'<details><summary>{escape(METRICS[name].label)}</summary><p class="small">{protocol}</p>{table}</details>'
 
 
 def _published(found: Document) -> str:

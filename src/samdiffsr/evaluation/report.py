@@ -27,13 +27,13 @@ TIMING = (
     "process with everything loaded, or of the GPU where there is one"
 )
 PUBLISHED = {
-    "source": "SAM-DiffSR, arXiv 2402.17133, 100 steps: the paper's own figures, quoted and not measured here. Its images, crops "
-    "and FID settings may differ from those above.",
+    "source": "SAM-DiffSR, arXiv 2402.17133, 100 steps: the paper's own figures, quoted as printed and not measured here. Its "
+    "images, crops and FID settings may differ from those above.",
     "sets": ["Set5", "Set14", "Urban100", "BSD100", "Manga109", "General100", "DIV2K"],
     "figures": {
-        "PSNR-Y (dB)": [30.99, 27.14, 25.54, 26.47, 29.43, 30.30, 29.34],
-        "SSIM": [0.8731, 0.7484, 0.7721, 0.7003, 0.8899, 0.8353, 0.8109],
-        "FID": [48.20, 49.84, 4.53, 60.81, 2.40, 38.42, 0.381],
+        "PSNR-Y (dB)": ["30.99", "27.14", "25.54", "26.47", "29.43", "30.30", "29.34"],
+        "SSIM": ["0.8731", "0.7484", "0.7721", "0.7003", "0.8899", "0.8353", "0.8109"],
+        "FID": ["48.20", "49.84", "4.53", "60.81", "2.40", "38.42", "0.381"],
     },
 }
 Document = dict[str, Any]
@@ -179,7 +179,9 @@ def summary_table(found: Document) -> Table:
 def image_table(found: Document, name: str) -> Table:
     """Header and rows: an image each, every method, one metric."""
     methods = found["figures"]["methods"]
-    rows = [[image, *(_cell(name, m["by_image"][image][name]) for m in methods)] for image in found["figures"]["images"]]
+    rows = [
+        [image, *(_cell(name, m["by_image"][image][name]) for m in methods)] for image in found["figures"]["images"]
+    ]
     return ["image", *(m["method"] for m in methods)], rows
 
 
@@ -191,7 +193,7 @@ def image_metrics(found: Document) -> list[str]:
 def published_table(found: Document) -> Table:
     """The paper's figures: a set each."""
     quoted = found["published"]
-    rows = [[name, *map(str, values)] for name, *values in zip(quoted["sets"], *quoted["figures"].values(), strict=True)]
+    rows = [list(row) for row in zip(quoted["sets"], *quoted["figures"].values(), strict=True)]
     return ["quoted", *quoted["figures"]], rows
 
 
@@ -202,7 +204,7 @@ def protocol_lines(found: Document) -> list[str]:
     seeds = sorted({seed for entry in figures["methods"] for seed in entry["seeds"]})
     if len(seeds) > 1:
         listed = ", ".join(map(str, seeds))
-        lines.append(f"Models sampled with seeds {listed}: mean ± standard deviation (n - 1) over seeds of the means over images.")
+        lines.append(f"Models sampled with seeds {listed}: mean ± standard deviation (n - 1) over the seeds.")
     elif seeds:
         lines.append(f"Models sampled with seed {seeds[0]}.")
     return [*lines, f"Seconds and memory: {found['timings']['protocol']}."]
