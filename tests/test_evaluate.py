@@ -136,7 +136,9 @@ def test_the_report_says_what_was_run(bench, evaluate, full, tiny_pipe_dir):
     assert setup["settings"]["seeds"] == [0, 7] and setup["settings"]["hr"] == str(bench / "Tiny/HR")
     timing = report["timings"]["methods"]
     assert timing["theirs"]["seconds"] is None and timing[name]["seconds"] > 0
-    assert len(timing[name]["by_image"]) == 4  # 2 images, 2 seeds
+    assert list(timing[name]["by_image"]) == ["a<b", "baby"] and timing[name]["by_image"]["baby"]["seconds"] > 0
+    header = (bench / "report/report.md").read_text().split("| image | bicubic, s | ")[1].splitlines()[0]
+    assert f"{name}, peak MB" in header and "theirs" not in header
 
     hr = np.array(Image.open(bench / "Tiny/HR/baby.png"))
     hr[0, 0, 0] ^= 1

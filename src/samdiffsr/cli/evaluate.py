@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+NOTES = 8  # told on the screen; the report has all of them
+
 HR = Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of original images.")]
 LR = Annotated[
     Path | None,
@@ -26,7 +28,9 @@ Outputs = Annotated[
     list[str] | None,
     typer.Option("--outputs", metavar="NAME=DIR", help="Results made elsewhere, x4, named like HR; repeatable."),
 ]
-Baseline = Annotated[list[str] | None, typer.Option("--baseline", help="bicubic or lanczos; repeatable.")]
+Baseline = Annotated[
+    list[str] | None, typer.Option("--baseline", metavar="NAME", help="bicubic or lanczos; repeatable.")
+]
 Perceptual = Annotated[
     list[str] | None,
     typer.Option("--perceptual", metavar="NAME", help="lpips-alex, lpips-vgg, squeeze or fid; repeatable."),
@@ -117,8 +121,10 @@ def evaluate(
     whole = report.document(result, rows, title=title, settings=settings, judges=judges, published=published)
     files = report.write_reports(whole, page.to_html(whole, result.pictures), output)
     typer.echo(report.markdown_table(report.summary_table(whole)) + "\n")
-    for line in [*report.protocol_lines(whole), *(f"Note: {note}." for note in result.notes)]:
+    for line in [*report.protocol_lines(whole), *(f"Note: {note}." for note in result.notes[:NOTES])]:
         typer.echo(line)
+    if len(result.notes) > NOTES:
+        typer.echo(f"{len(result.notes) - NOTES} more notes are in the report.")
     typer.echo(f"\n{', '.join(map(str, files))}")
 
 

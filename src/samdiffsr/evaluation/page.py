@@ -18,6 +18,7 @@ from samdiffsr.evaluation.report import (
     protocol_lines,
     published_table,
     summary_table,
+    timing_table,
 )
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -56,7 +57,7 @@ def to_html(found: Document, pictures: dict[str, dict[str, np.ndarray]]) -> str:
         "PUBLISHED": _published(found) if "published" in found else "",
         "SHOWN": escape(shown_text),
         "PICTURES": "".join(sections),
-        "IMAGES": "".join(_images(found, name) for name in image_metrics(found)),
+        "IMAGES": _images(found),
         "SETUP": escape(json.dumps(found["setup"], indent=1, ensure_ascii=False)),
     }
     page = TEMPLATE.read_text(encoding="utf-8")
@@ -113,10 +114,16 @@ def _caption(found: Document, image: str, label: str) -> str:
     return ""
 
 
-def _images(found: Document, name: str) -> str:
-    protocol = escape(found["figures"]["protocols"][name])
-    table = f'<div class="wide">{_table(image_table(found, name))}</div>'
-    return f'<details><summary>{escape(METRICS[name].label)}</summary><p class="small">{protocol}</p>{table}</details>'
+def _images(found: Document) -> str:
+    """A table of every image for each metric, folded up, its protocol above it."""
+    protocols = found["figures"]["protocols"]
+    tables = [(METRICS[name].label, protocols[name], image_table(found, name)) for name in image_metrics(found)]
+    tables.append(("Seconds and memory", found["timings"]["protocol"], timing_table(found)))
+    return "".join(
+        f'<details><summary>{escape(label)}</summary><p class="small">{escape(protocol)}</p>'
+        f'<div class="wide">{_table(table)}</div></details>'
+        for label, protocol, table in tables
+    )
 
 
 def _published(found: Document) -> str:

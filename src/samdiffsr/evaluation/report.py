@@ -109,15 +109,21 @@ def _timings(result: Result, methods: Sequence[Method]) -> Document:
     timings = {}
     for method in methods:
         scores = [score for score in result.scores if score.method == method.label]
-        seconds = [(score.seconds, score.megapixels) for score in scores if score.seconds is not None]
-        peaks = [score.peak_bytes for score in scores if score.peak_bytes is not None]
-        timings[method.label] = {
-            "seconds": median(s for s, _ in seconds) if seconds else None,
-            "seconds_per_megapixel": median(s / m for s, m in seconds) if seconds else None,
-            "peak_megabytes": round(max(peaks) / 1e6) if peaks else None,
-            "by_image": [[s.image, s.seed, s.seconds, s.peak_bytes] for s in scores] if seconds else [],
-        }
+        images = dict.fromkeys(score.image for score in scores)
+        by_image = {image: _cost([score for score in scores if score.image == image]) for image in images}
+        timings[method.label] = _cost(scores) | {"by_image": by_image}
     return {"protocol": TIMING, "methods": timings}
+
+
+def _cost(scores: Sequence[Score]) -> Document:
+    """Medians of the times and the highest peak; None where nothing was made or known."""
+    seconds = [(score.seconds, score.megapixels) for score in scores if score.seconds is not None]
+    peaks = [score.peak_bytes for score in scores if score.peak_bytes is not None]
+    return {
+        "seconds": median(s for s, _ in seconds) if seconds else None,
+        "seconds_per_megapixel": median(s / m for s, m in seconds) if seconds else None,
+        "peak_megabytes": round(max(peaks) / 1e6) if peaks else None,
+    }
 
 
 def _machine(methods: Sequence[Method]) -> Document:
@@ -168,12 +174,13 @@ def summary_table(found: Document) -> Table:
     rows = []
     for entry in figures["methods"]:
         cells = [_cell(name, entry["mean"][name], entry["deviation"].get(name)) for name in figures["protocols"]]
-        timing = timings[entry["method"]]
-        seconds, peak = timing["seconds"], timing["peak_megabytes"]
-        rows.append(
-            [entry["method"], *cells, "" if seconds is None else f"{seconds:.3g}", "" if peak is None else str(peak)]
-        )
+        rows.append([entry["method"], *cells, *_told(timings[entry["method"]])])
     return header, rows
+
+
+def _told(cost: Document) -> tuple[str, str]:
+    seconds, peak = cost["seconds"], cost["peak_megabytes"]
+    return "" if seconds is None else f"{seconds:.3g}", "" if peak is None else str(peak)
 
 
 def image_table(found: Document, name: str) -> Table:
@@ -183,6 +190,18 @@ def image_table(found: Document, name: str) -> Table:
         [image, *(_cell(name, m["by_image"][image][name]) for m in methods)] for image in found["figures"]["images"]
     ]
     return ["image", *(m["method"] for m in methods)], rows
+
+
+def timing_table(found: Document) -> Table:
+    """Header and rows: an image each, seconds and peak megabytes of every method that made its results here."""
+    timings = found["timings"]["methods"]
+    made = [label for label, cost in timings.items() if cost["seconds"] is not None]
+    header = ["image", *(f"{label}, {what}" for label in made for what in ("s", "peak MB"))]
+    rows = [
+        [image, *(cell for label in made for cell in _told(timings[label]["by_image"][image]))]
+        for image in found["figures"]["images"]
+    ]
+    return header, rows
 
 
 def image_metrics(found: Document) -> list[str]:
@@ -223,6 +242,7 @@ def to_markdown(found: Document) -> str:
     parts.append("## Each image")
     for name in image_metrics(found):
         parts += [f"{_heading(name)}: {figures['protocols'][name]}.", markdown_table(image_table(found, name))]
+    parts += [f"Seconds and memory: {found['timings']['protocol']}.", markdown_table(timing_table(found))]
     parts += ["## What was run", "```json\n" + json.dumps(found["setup"], indent=1, ensure_ascii=False) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
