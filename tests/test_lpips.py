@@ -9,6 +9,7 @@ from torch import nn
 
 from samdiffsr import SamDiffSRError
 from samdiffsr.evaluation import weights
+from samdiffsr.evaluation.benchmark import perceptual
 from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
 from samdiffsr.evaluation.weights import PUBLISHED, Published, load_published, published_file
 
@@ -105,6 +106,15 @@ def test_lpips_is_the_published_architecture(published, tmp_path):
     assert lpips(a, b) == pytest.approx(reference(trunk, network, heads, a, b), rel=1e-5)
     assert lpips(a, b) > 0.01
     assert lpips(a, a) == 0
+
+
+def test_lpips_among_the_judges(published, tmp_path):
+    trunk, *_ = published
+    a, b = images()
+    judges = perceptual([f"lpips-{trunk}"], tmp_path, images=1)
+    assert judges.distances[f"lpips-{trunk}"](a, b) == LPIPS(trunk, tmp_path)(a, b)
+    files = (TRUNKS[trunk].weights, TRUNKS[trunk].heads)
+    assert judges.weights == {name: weights.sha256(tmp_path / name) for name in files}
 
 
 def test_lpips_refuses_what_it_cannot_compare(published, tmp_path):

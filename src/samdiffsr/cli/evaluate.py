@@ -94,7 +94,8 @@ def evaluate(
         if others:
             notes.append(f"{len(others)} images in the folder of {row.label!r} belong to no HR image")
     rows += [methods.model(spec, device) for spec in model or []]
-    judges = benchmark.perceptual(perceptual or [], weights_dir or weights.default_folder())
+    folder = weights_dir or weights.default_folder()
+    judges = benchmark.perceptual(perceptual or [], folder, images=len(found))
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluate", total=None)

@@ -1,7 +1,7 @@
 """Run every method on every image and score the results.
 
-    methods = [baseline("bicubic"), model("default", "cpu")]
-    result = run(find_pairs(hr, lr), methods, seeds=[0, 1], judges=perceptual(["squeeze"], folder))
+    pairs, methods = find_pairs(hr, lr), [baseline("bicubic"), model("default", "cpu")]
+    result = run(pairs, methods, seeds=[0, 1], judges=perceptual(["squeeze"], folder, images=len(pairs)))
 
 Images come one after the other, so memory does not grow with their number (but for FID, by 2048 numbers each).
 """
@@ -23,7 +23,7 @@ from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
 from samdiffsr.evaluation.methods import Method
 from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from samdiffsr.evaluation.pairs import Images, Pair, read_pair
-from samdiffsr.evaluation.weights import sha256
+from samdiffsr.evaluation.weights import PUBLISHED, sha256
 from samdiffsr.resize import SCALE
 
 FID_LEAST = 100
@@ -79,19 +79,23 @@ class Result:
     images_sha256: str = ""
 
 
-def perceptual(names: Sequence[str], folder: Path) -> Perceptual:
+def perceptual(names: Sequence[str], folder: Path, *, images: int) -> Perceptual:
     """Load the judges of these metric names; weights lie in `folder` or are downloaded into it.
 
+    Args:
+        images: how many they will judge.
+
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or FID of fewer than `FID_LEAST` images.
         CheckpointError: weights that are missing, cannot be downloaded or are not the published ones.
     """
     distances: dict[str, Distance] = {}
-    inception, files = None, []
+    digests: dict[str, str] = {}
+    inception = None
 
     def lpips(trunk: str) -> None:
         distances[f"lpips-{trunk}"] = LPIPS(trunk, folder)
-        files.extend((TRUNKS[trunk].weights, TRUNKS[trunk].heads))
+        digests.update({name: PUBLISHED[name].sha256 for name in (TRUNKS[trunk].weights, TRUNKS[trunk].heads)})
 
     def squeeze() -> None:
         if not (folder / SQUEEZE).is_file():
@@ -100,12 +104,14 @@ def perceptual(names: Sequence[str], folder: Path) -> Perceptual:
                 "give the folder that holds it as --weights-dir."
             )
         distances["squeeze"] = SqueezeDistance(folder / SQUEEZE)
-        files.append(SQUEEZE)
+        digests[SQUEEZE] = sha256(folder / SQUEEZE)
 
     def fid() -> None:
         nonlocal inception
+        if images < FID_LEAST:
+            raise ConfigError(f"FID of {images} images says nothing; it is computed from {FID_LEAST} images on.")
         inception = InceptionFeatures(folder)
-        files.append(INCEPTION)
+        digests[INCEPTION] = PUBLISHED[INCEPTION].sha256
 
     loaders = {
         "lpips-alex": lambda: lpips("alex"),
@@ -115,7 +121,7 @@ def perceptual(names: Sequence[str], folder: Path) -> Perceptual:
     }
     for load in [choose(name, loaders, "perceptual metric") for name in dict.fromkeys(names)]:
         load()
-    return Perceptual(distances, inception, {file: sha256(folder / file) for file in files})
+    return Perceptual(distances, inception, digests)
 
 
 def run(
@@ -135,11 +141,11 @@ def run(
         progress: called with the number of results done and to do.
 
     Raises:
-        ConfigError: nothing to compare, two methods with one label, repeated seeds, or FID of fewer than `FID_LEAST` images.
+        ConfigError: nothing to compare, two methods with one label, or repeated seeds.
         ImageError: an image that cannot be read, is too small for a metric or of the wrong size; it names the image.
     """
     judges = judges or Perceptual()
-    _check(pairs, methods, seeds, judges)
+    _check(methods, seeds)
     result, digest = Result(), hashlib.sha256()
     features: dict[tuple[str, int | None], list[np.ndarray]] = {}
     runs = [(method, seed) for method in methods for seed in (seeds if method.sampled else [None])]
@@ -180,7 +186,7 @@ def _originals(images: Images) -> dict[str, np.ndarray]:
     return dict(zip(ORIGINALS, shown, strict=True))
 
 
-def _check(pairs: Sequence[Pair], methods: Sequence[Method], seeds: Sequence[int], judges: Perceptual) -> None:
+def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:
     labels = [method.label for method in methods]
     if not labels:
         raise ConfigError("There is nothing to compare; give a model, a baseline or outputs.")
@@ -188,8 +194,6 @@ def _check(pairs: Sequence[Pair], methods: Sequence[Method], seeds: Sequence[int
         raise ConfigError(f"The name {twice[0]!r} is given twice or stands for the originals; every row needs its own.")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds are {list(seeds)}, but must be different whole numbers, at least one.")
-    if judges.inception and len(pairs) < FID_LEAST:
-        raise ConfigError(f"FID of {len(pairs)} images says nothing; it is computed from {FID_LEAST} images on.")
 
 
 def _measured(method: Method, images: Images, seed: int | None) -> tuple[np.ndarray, float | None, int | None]:

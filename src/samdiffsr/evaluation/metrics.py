@@ -75,8 +75,6 @@ METRICS = {
         ),
     )
 }
-PIXEL_METRICS = ("psnr-y", "ssim-y", "psnr-rgb", "ssim-rgb", "lr-psnr")
-PERCEPTUAL_METRICS = ("lpips-alex", "lpips-vgg", "squeeze", "fid")
 
 
 def luma(image: np.ndarray) -> np.ndarray:

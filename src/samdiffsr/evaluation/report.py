@@ -26,7 +26,7 @@ TIMING = (
     "wall clock of one result each, the first one's warm-up included, median over results; peak memory is that of the whole "
     "process with everything loaded, or of the GPU where there is one"
 )
-PUBLISHED = {
+PAPER = {
     "source": "SAM-DiffSR, arXiv 2402.17133, 100 steps: the paper's own figures, quoted as printed and not measured here. Its "
     "images, crops and FID settings may differ from those above.",
     "sets": ["Set5", "Set14", "Urban100", "BSD100", "Manga109", "General100", "DIV2K"],
@@ -76,7 +76,7 @@ def document(
         "notes": result.notes,
     }
     found = {"format": FORMAT, "figures": figures, "setup": setup, "timings": _timings(result, methods)}
-    return _plain(found | {"published": PUBLISHED} if published else found)
+    return _plain(found | {"published": PAPER} if published else found)
 
 
 def _figures(label: str, result: Result, names: Sequence[str], images: Sequence[str]) -> Document:
