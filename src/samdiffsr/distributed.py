@@ -1,7 +1,7 @@
 """Work over many machines with Ray Data: the functions that one machine calls, called anywhere, results as they come.
 
-Every machine must see the same files under the same paths (a network file system). What an item becomes does not depend on where or in
-which order it was done, so the files are the same bytes as those of one machine.
+Every machine must see the same files under the same paths (a network file system). What an item becomes depends neither
+on the machine nor on the order, so the files are the same bytes as those of one machine.
 """
 
 import logging
@@ -52,7 +52,7 @@ def cluster(address: str) -> Iterator[None]:
     try:
         _knock(address)
         dashboard = False if address == "local" else None
-        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -79,7 +79,7 @@ def cluster_map(make: Make, items: Sequence[Any], *, gpus: float = 0) -> Iterato
         make: see `Make`; importable on every machine. items: picklable. gpus: GPUs that each worker process needs.
 
     Yields:
-        (number of the item, result) as they are done, in no certain order; a `SamDiffSRError` that an item raised is its result.
+        (number of the item, result) as they are done, in any order; a `SamDiffSRError` that an item raised is its result.
     """
     import ray
 

@@ -13,10 +13,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from samdiffsr import __version__
-from samdiffsr.cli import convert, prepare, train, upscale
+from samdiffsr.cli import convert, evaluate, prepare, train, upscale
 from samdiffsr.errors import SamDiffSRError
 
-VERBS = (upscale, prepare, train, convert)
+VERBS = (upscale, prepare, train, evaluate, convert)
 """In the order of `--help`."""
 
 EXTRAS = {"pycocotools": "train", "pydantic": "train", "yaml": "train"}
