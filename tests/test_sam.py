@@ -168,7 +168,7 @@ def test_crops_see_their_part_once_and_keep_no_mask_they_cut(network):
 
 
 def test_same_records_as_the_pipeline_of_transformers(monkeypatch):
-    """SAM 1, thresholds, suppression and a layer of crops. Its last step wants torchvision's NMS: given one in its place."""
+    """SAM 1. Its last step wants torchvision's NMS and is given one of the same meaning in its place."""
     network, image = tiny_sam("sam").double(), blocks()
     size = {"longest_edge": 64}, {"height": 64, "width": 64}
     processor = SamImageProcessorPil(size=size[0], pad_size=size[1], mask_pad_size=size[1], mask_size=size[0])
