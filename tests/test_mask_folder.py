@@ -167,7 +167,9 @@ def test_killed_at_any_moment_and_continued(tmp_path):
     out = tmp_path / "m"
     for least in (0, 5, 17):
         process = start(photos, out)
-        wait_until(lambda least=least: (out / "masks.options").exists() and len([*out.glob("*.json")]) >= least, process)
+        wait_until(
+            lambda least=least: (out / "masks.options").exists() and len([*out.glob("*.json")]) >= least, process
+        )
         process.send_signal(signal.SIGKILL)
         process.wait()
         for file in out.glob("*.json"):

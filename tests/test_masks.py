@@ -16,12 +16,20 @@ from samdiffsr.masks.classical import ClassicalSegmenter
 from samdiffsr.masks.generate import GeneratorOptions, generate_masks, suppress
 from samdiffsr.masks.preview import contact_sheet, overlay
 from samdiffsr.masks.segment import Region, box_of, xywh
-from samdiffsr.masks.store import decode, decode_mask, encode_mask, encode_runs, read_records, run_lengths, write_records
+from samdiffsr.masks.store import (
+    decode,
+    decode_mask,
+    encode_mask,
+    encode_runs,
+    read_records,
+    run_lengths,
+    write_records,
+)
 
 bitmaps = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
-boxes = hnp.arrays(
-    np.int64, st.tuples(st.integers(0, 30), st.just(4)), elements=st.integers(0, 20)
-).map(lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], axis=1))
+boxes = hnp.arrays(np.int64, st.tuples(st.integers(0, 30), st.just(4)), elements=st.integers(0, 20)).map(
+    lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], axis=1)
+)
 
 
 def region_of(mask: np.ndarray, **scores) -> Region:
@@ -105,6 +113,7 @@ def test_counts_that_lie_are_told_with_their_file(tmp_path, counts, told):
         (b"[" * 100_000, "not JSON"),
         (b'[{"segmentation": {"size": [4, 5], "counts": "d0"}}', "cut short"),
         (b'[{"segmentation": {"size": [4, 5], "counts": [20]}}]', "run-length"),
+        (b'[{"segmentation": {"size": [4.0, 5], "counts": "d0"}}]', "[4.0, 5]"),
         (b'[{"segmentation": {"size": [4.5, 5], "counts": "d0"}}]', "[4.5, 5]"),
     ],
 )
@@ -185,7 +194,9 @@ def iou(a, b) -> float:
 def test_equal_scores_keep_their_order():
     apart = np.array([[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]])
     assert suppress(apart, np.array([1.0, 1.0, 1.0]), 0.5).tolist() == [0, 1, 2]
-    same = np.zeros((3, 4)) + [0, 0, 2, 2]
+    many = np.arange(400)[:, None] + np.array([0, 0, 1, 1])
+    assert suppress(many, np.ones(400), 0.5).tolist() == list(range(400))
+    same = np.array([[0, 0, 2, 2]] * 3)
     assert suppress(same, np.array([1.0, 2.0, 2.0]), 0.5).tolist() == [1]
 
 
@@ -264,7 +275,9 @@ def test_small_regions_are_mended(least):
 def test_batches_do_not_change_the_masks():
     image = np.zeros((64, 80, 3), np.uint8)
     results = [
-        generate_masks(image, Discs(), GeneratorOptions(5, points_per_batch=n, stability_score_thresh=0.5, crop_n_layers=1))
+        generate_masks(
+            image, Discs(), GeneratorOptions(5, points_per_batch=n, stability_score_thresh=0.5, crop_n_layers=1)
+        )
         for n in (1, 7, 64)
     ]
     assert results[0] == results[1] == results[2] != []

@@ -149,7 +149,7 @@ def test_crops_see_their_part_once_and_keep_no_mask_they_cut(network):
     expected = []
     for left, top in [(0, 0), (0, height - overlap), (width - overlap, 0), (width - overlap, height - overlap)]:
         crop = np.ascontiguousarray(image[top : top + height, left : left + width])
-        for mask, iou, stability in plainly(network, crop, grid(2, width, height)):
+        for mask, _, stability in plainly(network, crop, grid(2, width, height)):
             if stability >= 0.1 and mask.any():
                 whole = np.zeros((160, 200), bool)
                 whole[top : top + height, left : left + width] = mask

@@ -75,7 +75,7 @@ def masks(
     min_size: MinSize = None,
 ) -> None:
     """Write the region masks of every photograph as <stem>.json; what is done already is kept."""
-    given = {name: value for name, value in locals().items() if value is not None}
+    given = {name: value for name, value in locals().items() if value is not None}  # only the options yet
     from samdiffsr.images import MAX_PIXELS
     from samdiffsr.masks.folder import mask_folder
 

@@ -88,10 +88,12 @@ def make_masks(job: MaskJob) -> str | None:
     try:
         rgb = read_image(job.photo, max_pixels=job.max_pixels).rgb
         regions = None if _is_there(job.target) else segmenter(rgb)
-    except (ImageError, MaskError) as error:
+    except ImageError as error:  # names the photograph
         return str(error)
+    except MaskError as error:
+        return f"'{job.photo}': {error}"
     except MemoryError:
-        return f"not enough memory to segment {job.photo}; use fewer --workers or a smaller image."
+        return f"'{job.photo}': not enough memory to segment it; use fewer --workers or a smaller image."
     if regions is not None:
         write_records(job.target, regions)
     if job.preview:

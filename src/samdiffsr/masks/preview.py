@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from samdiffsr.images import Picture, write_image
+from samdiffsr.images import Picture, read_image, write_image
 from samdiffsr.masks.store import decode_mask, run_lengths
 
 _LONGEST = 1024
@@ -59,9 +59,9 @@ def contact_sheet(pictures: Sequence[Path], path: Path, *, most: int = 48) -> No
     for number, picture in enumerate(chosen):
         row, column = divmod(number, columns)
         left, top = gap + column * (cell + gap), gap + row * (cell + line + gap)
-        with Image.open(picture) as image:
-            image.thumbnail((cell, cell), Image.Resampling.LANCZOS)
-            sheet.paste(image, (left + (cell - image.width) // 2, top + (cell - image.height) // 2))
+        image = Image.fromarray(read_image(picture).rgb)
+        image.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+        sheet.paste(image, (left + (cell - image.width) // 2, top + (cell - image.height) // 2))
         draw.text((left + cell // 2, top + cell + 2), picture.stem[:34], (200, 204, 210), font, anchor="ma")
     write_image(Picture(np.asarray(sheet)), path)
 

@@ -69,7 +69,8 @@ class SamSegmenter:
         try:
             return generate_masks(image, self.model, self.options)
         except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)):
+            words = ("allocate memory", "out of memory")  # the CPU's and MPS's allocators raise a plain RuntimeError
+            if not (isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)):
                 raise
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise MaskError(f"not enough memory to segment {size} pixels; lower --points-per-batch.") from error

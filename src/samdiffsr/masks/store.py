@@ -43,7 +43,7 @@ def read_records(path: Path, shape: tuple[int, int]) -> list[dict]:
                 f"record {number} of mask file {path} has no run-length 'segmentation' with size and counts; "
                 "write it with amg.py --convert-to-rle or samdiffsr masks."
             )
-        if rle["size"] != list(shape):
+        if rle["size"] != list(shape) or not all(type(n) is int for n in rle["size"]):  # 4.0 == 4 and True == 1
             raise MaskError(f"record {number} of mask file {path} has size {rle['size']}, its image {list(shape)}.")
         try:
             run_lengths(rle["counts"], shape)
@@ -64,7 +64,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise MaskError(f"mask file {path} is not JSON, or cut short ({error}); make it again.") from None
+        raise MaskError(f"mask file {path} cannot be read: not JSON, or cut short ({error}); make it again.") from None
 
 
 def decode(records: list[dict]) -> Iterator[np.ndarray]:
