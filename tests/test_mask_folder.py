@@ -102,7 +102,9 @@ def test_shards_and_processes_give_the_same_bytes(photos, tmp_path):
     assert sum(report.made for report in reports) == 6
     assert max(report.made for report in reports) < 6
     mask_folder(photos, tmp_path / "two", RECIPE, preview=True, workers=2)
+    mask_folder(photos, tmp_path / "else", RECIPE, preview=True, run=lambda jobs: (make_masks(job) for job in jobs))
     assert contents(tmp_path / "m") == contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert contents(tmp_path / "else") == contents(tmp_path / "one")
 
 
 def test_a_job_travels(photos, tmp_path):
@@ -125,6 +127,9 @@ def test_with_a_real_sam(photos, tmp_path, command):
         *("segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box")
     ]
     assert coco.area(records[0]["segmentation"]) == records[0]["area"]
+    (tmp_path / "sam/model.safetensors").unlink()  # not needed where nothing is to be done
+    code, told, _ = command("-i", photos, "-o", out, "--sam-model", tmp_path / "sam", *options)
+    assert code == 0 and "0 made, 6 there before" in told
     code, _, error = command("-i", photos, "-o", out, "--segmenter", "classical")
     assert code == 2 and "'sam', not 'classical'" in error
 

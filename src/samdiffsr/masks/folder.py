@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -32,6 +32,9 @@ from samdiffsr.masks.store import read_records, write_records
 
 OPTIONS = "masks.options"
 """Beside the masks: the recipe they were made with. JSON, but not .json, which is for the masks of a photograph."""
+
+Outcomes = Generator[str | None, None, None]
+"""What `make_masks` returned for each job, in order."""
 
 _STALE = 3600
 """Seconds after which a temporary file is one that a killed run left; writing takes less than one."""
@@ -84,10 +87,9 @@ def make_masks(job: MaskJob) -> str | None:
     Raises:
         SamDiffSRError: what concerns all photographs: the model cannot be had, the folder cannot be written.
     """
-    segmenter = _segmenter(job.recipe)
     try:
         rgb = read_image(job.photo, max_pixels=job.max_pixels).rgb
-        regions = None if _is_there(job.target) else segmenter(rgb)
+        regions = None if _is_there(job.target) else _segmenter(job.recipe)(rgb)
     except ImageError as error:  # names the photograph
         return str(error)
     except MaskError as error:
@@ -119,6 +121,7 @@ def mask_folder(
     preview: bool = False,
     shard: tuple[int, int] = (1, 1),
     workers: int = 1,
+    run: Callable[[list[MaskJob]], Outcomes] | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MaskReport:
@@ -129,6 +132,7 @@ def mask_folder(
         preview: also write `preview/<stem>.png`, and `contact.png` of up to 48 of them.
         shard: (i, n): only the i-th of n parts, 1 <= i <= n. Parts go by name, so machines need not see the same list.
         workers: processes. With more than one, a script needs the usual `if __name__ == "__main__"`.
+        run: does the jobs in place of this machine's processes: yields `make_masks` of each, in order.
         progress: called with photographs done now and to be done now, first with 0.
 
     Raises:
@@ -139,22 +143,24 @@ def mask_folder(
     if not 1 <= index <= count:
         raise ConfigError(f"The shard is {index}/{count}, but must be one of 1/{count} to {count}/{count}.")
     files = list_photographs(photos)
-    _segmenter(recipe)  # an error or a download now, before there is a folder, and once
     jobs = [MaskJob(file, output, recipe, preview, max_pixels) for file in files if _part(file, count) == index - 1]
+    todo = [job for job in jobs if not job.done]
+    _refuse_other_options(output, recipe.record())
+    if todo:
+        _segmenter(recipe)  # an error or a download now, before there is a folder, and once
+    if run or workers > 1:
+        _segmenter.cache_clear()  # others do the work, and have their own
     folder = output / "preview" if preview else output
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"Cannot make the folder {folder}: {error.strerror}; choose another.") from error
-    if workers > 1:
-        _segmenter.cache_clear()  # the workers have their own
     _settle_options(output, recipe.record())
     for place in (output, output / "preview"):
         _sweep(place)
-    todo = [job for job in jobs if not job.done]
     report = MaskReport(kept=len(jobs) - len(todo))
     progress(0, len(todo))
-    with contextlib.closing(_outcomes(todo, workers)) as outcomes:
+    with contextlib.closing(run(todo) if run else _outcomes(todo, workers)) as outcomes:
         for number, (job, error) in enumerate(zip(todo, outcomes, strict=True), 1):
             if error is None:
                 report.made += 1
@@ -196,15 +202,9 @@ def _is_there(path: Path) -> bool:
 
 
 def _settle_options(output: Path, record: dict[str, Any]) -> None:
-    """Note the recipe in a new folder; a ConfigError if the folder was made with another one."""
+    """Note the recipe in a new folder; a ConfigError if another process has just noted another one."""
     file = output / OPTIONS
     if not file.exists():
-        stranger = next(output.glob("*.json"), None)
-        if stranger and not file.exists():  # asked again: another process may have begun meanwhile
-            raise ConfigError(
-                f"folder {output} has masks ({stranger.name}) but no {OPTIONS} that says how they were made; "
-                "use a new folder."
-            )
         candidate = output / f".samdiffsr-{secrets.token_hex(8)}.tmp"
         write_whole(json.dumps(record, indent=1).encode(), candidate)
         try:
@@ -215,6 +215,20 @@ def _settle_options(output: Path, record: dict[str, Any]) -> None:
             os.replace(candidate, file)
         finally:
             candidate.unlink(missing_ok=True)
+    _refuse_other_options(output, record)
+
+
+def _refuse_other_options(output: Path, record: dict[str, Any]) -> None:
+    """A ConfigError if the folder was made with another recipe, or nobody knows with which."""
+    file = output / OPTIONS
+    if not file.exists():
+        stranger = next(output.glob("*.json"), None)
+        if stranger and not file.exists():  # asked again: another process may have begun meanwhile
+            raise ConfigError(
+                f"folder {output} has masks ({stranger.name}) but no {OPTIONS} that says how they were made; "
+                "use a new folder."
+            )
+        return
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -236,7 +250,7 @@ def _sweep(folder: Path) -> None:
                 file.unlink()
 
 
-def _outcomes(jobs: Iterable[MaskJob], workers: int) -> Generator[str | None, None, None]:
+def _outcomes(jobs: list[MaskJob], workers: int) -> Outcomes:
     """`make_masks` of every job in order, never more than a few jobs ahead."""
     if workers == 1:
         yield from map(make_masks, jobs)

@@ -98,7 +98,7 @@ class SamPointModel:
         small = np.asarray(Image.fromarray(crop).resize((seen[1], seen[0]), Image.Resampling.BILINEAR))
         pixels = (small / 255 - _MEAN) / _STD
         pixels = F.pad(torch.from_numpy(pixels).permute(2, 0, 1), (0, self.side - seen[1], 0, self.side - seen[0]))
-        embeddings = self.network.get_image_embeddings(pixels[None].to(self.network.device, self.network.dtype))
+        embeddings = self.network.get_image_embeddings(pixels[None].to(self.network.dtype).to(self.network.device))
         if isinstance(embeddings, tuple):  # SAM-HQ: its decoder takes features of the encoder's middle as well
             given = {"image_embeddings": embeddings[0], "intermediate_embeddings": embeddings[1]}
         else:
@@ -119,7 +119,7 @@ class SamCrop:
         """See `EmbeddedCrop`; float32."""
         network = self.model.network
         scaled = points * [self.seen[1] / self.size[1], self.seen[0] / self.size[0]]
-        prompts = torch.from_numpy(scaled).to(network.device, network.dtype)[None, :, None]
+        prompts = torch.from_numpy(scaled).to(network.dtype).to(network.device)[None, :, None]  # MPS has no float64
         labels = torch.ones(prompts.shape[:3], dtype=torch.int64, device=prompts.device)
         out = network(input_points=prompts, input_labels=labels, multimask_output=True, **self.embeddings)
         return out.pred_masks[0].float(), out.iou_scores[0].float()
@@ -167,17 +167,17 @@ def load_sam(name: str = DEFAULT_MODEL, device: str = "cpu") -> SamPointModel:
                 f"The model '{name}' is of the type {kind!r}, but must be one of {', '.join(map(repr, _CLASSES))}."
             )
         network, info = getattr(transformers, _CLASSES[kind]).from_pretrained(
-            name, use_safetensors=True, output_loading_info=True
+            name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if path.is_dir():
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CheckpointError(f"The SAM model in '{name}' cannot be loaded ({reason}); get it again.") from error
         raise CheckpointError(_how_to_get(name)) from error
-    lacking = [*info["missing_keys"], *info["mismatched_keys"]]
+    lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])  # left random
     if lacking:
         raise CheckpointError(
-            f"The weights of '{name}' do not fill its network, {lacking[0]} is missing; get it again."
+            f"The weights of '{name}' do not fill its network, {lacking[0]} is missing or of another shape; get it again."
         )
     return SamPointModel(network.eval().requires_grad_(False).to(device))
 
