@@ -1,12 +1,14 @@
 """`samdiffsr masks` over folders: continued after any kill, shared by processes, bad files told and passed over."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,12 @@ from pycocotools import mask as coco
 
 from samdiffsr import SamDiffSRError
 from samdiffsr.cli import main
+from samdiffsr.cli.masks import _pace
 from samdiffsr.images import read_image
 from samdiffsr.masks.classical import ClassicalSegmenter
 from samdiffsr.masks.folder import MaskJob, list_photographs, make_masks, mask_folder
 from samdiffsr.masks.generate import GeneratorOptions
-from samdiffsr.masks.sam import SamRecipe
+from samdiffsr.masks.sam import SamRecipe, SamSegmenter
 from samdiffsr.masks.store import read_records
 from tiny_sam import tiny_sam
 
@@ -245,6 +248,51 @@ def test_a_preview_of_masks_that_do_not_fit_is_told(photos, tmp_path):
     assert report.made == 5
     ((photo, why),) = report.failed
     assert photo.name == "a.png" and "a.json" in why and "[1, 1]" in why
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A recipe that ends every process but the first, as a system short of memory does."""
+
+    def build(self):
+        if multiprocessing.parent_process():
+            os._exit(9)
+        return RECIPE
+
+    def record(self):
+        return {}
+
+
+class Exhausted:
+    """A model for which memory does not suffice, in the words of torch's CPU allocator."""
+
+    def embed(self, _):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+
+@dataclass(frozen=True)
+class Exhausting:
+    def build(self):
+        return SamSegmenter(Exhausted())
+
+    def record(self):
+        return {}
+
+
+def test_a_killed_worker_is_told(photos, tmp_path):
+    with pytest.raises(SamDiffSRError, match="fewer --workers"):
+        mask_folder(photos, tmp_path / "m", Deadly(), workers=2)
+
+
+def test_too_little_memory_is_told_for_each_photograph(photos, tmp_path):
+    report = mask_folder(photos, tmp_path / "m", Exhausting())
+    assert len(report.failed) == 6
+    assert all(str(photo) in why and "48x36" in why and "--points-per-batch" in why for photo, why in report.failed)
+
+
+def test_the_pace():
+    assert _pace(5, 20, 10.0) == "0.50 images/s, 0:00:30 left"
+    assert _pace(0, 20, 10.0) == ""
 
 
 @pytest.mark.parametrize(
