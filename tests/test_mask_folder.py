@@ -301,6 +301,7 @@ def test_the_pace():
         (("-i", "empty"), "no image"),
         (("-i", "nowhere"), "nowhere"),
         (("-i", "twice"), "x.json"),
+        (("-o", "hr", "--preview", ""), "one of their own"),
         (("--shard", "3"), "I/N"),
         (("--shard", "3/2"), "1/2 to 2/2"),
         (("--segmenter", "magic"), "'classical'"),
@@ -321,12 +322,12 @@ def test_bad_options_are_one_sentence_and_leave_nothing(arguments, told, photos,
         photograph(0).save(f"twice/{name}")
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     given = {"-i": "hr", "-o": "m"} | given
-    code, _, error = command(*[word for pair in given.items() for word in pair])
+    code, _, error = command(*[word for pair in given.items() for word in pair if word])
     assert code == 2
     assert told in error and "Traceback" not in error
     if "twice" in arguments:
         assert "x.png" in error and "x.jpg" in error
-    assert not Path("m").exists()
+    assert not Path("m").exists() and len(list(photos.iterdir())) == 7
 
 
 def test_folders_made_otherwise_are_not_continued(photos, tmp_path):

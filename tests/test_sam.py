@@ -52,7 +52,8 @@ def plainly(network, image: np.ndarray, points: list[tuple[float, float]]) -> li
             if not isinstance(network, transformers.Sam2Model):
                 logits = F.interpolate(logits, (64, 64), mode="bilinear")[..., :new_height, :new_width]
             logits = F.interpolate(logits, (height, width), mode="bilinear")[0, 0].numpy()
-            stability = (logits > 1).sum() / (logits > -1).sum()
+            outer = (logits > -1).sum()
+            stability = (logits > 1).sum() / outer if outer else 0.0
             results.append((logits > 0, out.iou_scores[0, 0, k].item(), stability))
     return results
 

@@ -143,6 +143,8 @@ def mask_folder(
     if not 1 <= index <= count:
         raise ConfigError(f"The shard is {index}/{count}, but must be one of 1/{count} to {count}/{count}.")
     files = list_photographs(photos)
+    if output.exists() and output.samefile(photos):
+        raise ConfigError(f"The folder {output} holds the photographs; the masks need one of their own.")
     jobs = [MaskJob(file, output, recipe, preview, max_pixels) for file in files if _part(file, count) == index - 1]
     todo = [job for job in jobs if not job.done]
     _refuse_other_options(output, recipe.record())
