@@ -3,8 +3,8 @@
 A verb is a module with `register(app)`, imported below. At import it may load typer and nothing heavier: torch, diffusers,
 numpy, Pillow and rich belong inside its function, so that `samdiffsr --help` stays under 0.3 s.
 
-Exit codes: 0 all done; 1 some images failed, each told in one sentence on stderr, and the others are done; 2 nothing could be
-begun or go on: an option, a model or a plan the user can mend, likewise told; 130 interrupted.
+Exit codes: 0 all done; 1 all but some photographs, each named with one sentence on stderr (upscale, masks), or something
+found wrong (doctor); 2 an error the user can mend, told in one sentence on stderr; 130 interrupted.
 """
 
 import sys
@@ -14,13 +14,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from samdiffsr import __version__
-from samdiffsr.cli import convert, doctor, prepare, train, upscale
+from samdiffsr.cli import convert, doctor, evaluate, masks, prepare, train, upscale
 from samdiffsr.errors import SamDiffSRError
 
-VERBS = (upscale, prepare, train, convert, doctor)
+VERBS = (upscale, masks, prepare, train, evaluate, convert, doctor)
 """In the order of `--help`."""
 
-EXTRAS = {"pycocotools": "train", "pydantic": "train", "yaml": "train"}
+EXTRAS = {
+    "pycocotools": "train",
+    "pydantic": "train",
+    "yaml": "train",
+    "transformers": "sam",
+    "skimage": "sam",
+    "scipy": "sam",
+}
 """Packages that a verb may miss, and the extra that brings each."""
 
 app = typer.Typer(

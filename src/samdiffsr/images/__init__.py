@@ -3,7 +3,7 @@
 from samdiffsr.images.formats import ALPHA, DEEP, READABLE, WRITABLE, check_target
 from samdiffsr.images.picture import Metadata, Picture, to_8_bit, to_16_bit
 from samdiffsr.images.reading import MAX_PIXELS, read_image
-from samdiffsr.images.writing import TEMPORARY, write_image
+from samdiffsr.images.writing import TEMPORARY, write_image, write_whole
 
 __all__ = [
     "ALPHA",
@@ -19,4 +19,5 @@ __all__ = [
     "to_8_bit",
     "to_16_bit",
     "write_image",
+    "write_whole",
 ]

@@ -6,9 +6,9 @@
 Torch and the pipeline are imported inside the functions, so that planning is quick.
 """
 
+from samdiffsr.load import find_device, load_model
 from samdiffsr.upscale.batch import Progress, Report, Settings, upscale_files
 from samdiffsr.upscale.goal import Goal
-from samdiffsr.upscale.model import find_device, load_model
 from samdiffsr.upscale.picture import enlarge
 from samdiffsr.upscale.plan import FORMATS, Job, plan
 

@@ -1,4 +1,4 @@
-"""The model that upscales, loaded and on its device."""
+"""Load a model by name and find the device to run it on; torch and the pipeline are imported inside the functions."""
 
 import contextlib
 import os
