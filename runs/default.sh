@@ -19,3 +19,4 @@ samdiffsr train light-cpu --stage diffusion --resume \
     --set diffusion.loss.features_weight=0.05 --set diffusion.optim.updates=300 --set diffusion.optim.warmup=10 \
     --set diffusion.optim.learning_rate=2.0e-4 --set seed=1
 python runs/ship.py "$output/finish/model" src/samdiffsr/weights/default
+python runs/seal.py  # what `samdiffsr doctor` compares with

@@ -49,7 +49,7 @@ def test_a_damaged_model_is_noticed(model: Path, capsys: pytest.CaptureFixture[s
 def test_every_file_of_the_model_is_sealed() -> None:
     sealed = {line.split(maxsplit=1)[1] for line in (DEFAULT_MODEL / "SHA256SUMS").read_text().splitlines()}
     files = {str(file.relative_to(DEFAULT_MODEL)) for file in DEFAULT_MODEL.rglob("*") if file.is_file()}
-    assert files - sealed == {"README.md", "SHA256SUMS", "selftest.png"} and sealed <= files
+    assert files - sealed == {"README.md", "SHA256SUMS", "selftest.png"} and sealed <= files, "run python runs/seal.py"
 
 
 def test_wrong_pixels_are_noticed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
