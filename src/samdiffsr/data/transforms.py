@@ -1,8 +1,11 @@
 """One random crop and flip for HR, LR and structure together, drawn once, in LR units."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from samdiffsr.errors import ConfigError
 
@@ -20,20 +23,36 @@ class JointCrop:
     orientation: int = 0
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, height_lr: int, width_lr: int, crop_lr: int, *, flips: bool) -> "JointCrop":
-        """Draw a place uniformly, and an orientation if `flips`."""
+    def draw(cls, words: Sequence[int], height_lr: int, width_lr: int, crop_lr: int, *, flips: bool) -> "JointCrop":
+        """A place and, if `flips`, an orientation, from three random integers of 32 bits."""
         if crop_lr > min(height_lr, width_lr):
             raise ConfigError(f"crop_lr is {crop_lr}, but an image has only {width_lr}x{height_lr} LR pixels.")
-        top = int(rng.integers(height_lr - crop_lr + 1))
-        left = int(rng.integers(width_lr - crop_lr + 1))
-        return cls(top, left, crop_lr, int(rng.integers(8)) if flips else 0)
+        top, left = words[0] * (height_lr - crop_lr + 1) >> 32, words[1] * (width_lr - crop_lr + 1) >> 32
+        return cls(top, left, crop_lr, words[2] >> 29 if flips else 0)
+
+    def window(self, image: np.ndarray, scale: int) -> np.ndarray:
+        """Crop an array whose first axes are rows and columns; `scale` is 1 for LR, 4 for HR and structure."""
+        top, left, size = self.top_lr * scale, self.left_lr * scale, self.crop_lr * scale
+        return image[top : top + size, left : left + size]
 
     def apply(self, image: np.ndarray, scale: int) -> np.ndarray:
-        """Crop and orient an array whose first axes are rows and columns; `scale` is 1 for LR, 4 for HR and structure."""
-        top, left, size = self.top_lr * scale, self.left_lr * scale, self.crop_lr * scale
-        out = image[top : top + size, left : left + size]
+        """`window`, then the orientation."""
+        out = self.window(image, scale)
         if self.orientation & 1:
             out = out[:, ::-1]
         if self.orientation & 2:
             out = out[::-1]
         return out.swapaxes(0, 1) if self.orientation & 4 else out
+
+    def apply_into(self, out: Tensor, image: np.ndarray, scale: int) -> None:
+        """`apply` as a floating (C, side, side) tensor, several times faster than numpy's copy of a mirrored view.
+
+        `image` is uint8 (H, W, C) or float16 (H, W), then `out` is (1, side, side).
+        """
+        window = np.ascontiguousarray(self.window(image, scale))  # this reads the file, row by row
+        # Flipped as integers: torch has vector code for those, and none for float16.
+        pixels = torch.from_numpy(window if window.dtype == np.uint8 else window.view(np.int16)[..., None])
+        axes = [axis for axis, bit in ((1, 1), (0, 2)) if self.orientation & bit]
+        pixels = pixels.flip(axes) if axes else pixels
+        pixels = pixels if window.dtype == np.uint8 else pixels.view(torch.float16)
+        out.copy_(pixels.permute(2, 1, 0) if self.orientation & 4 else pixels.permute(2, 0, 1))

@@ -10,12 +10,13 @@ from pycocotools import mask as coco
 from samdiffsr.errors import MaskError
 
 
-def read_records(path: Path, shape: tuple[int, int]) -> list[dict]:
+def read_records(path: Path, shape: tuple[int, int] | None) -> list[dict]:
     """Read and check the records of one mask file.
 
     Args:
         path: `<image stem>.json`.
-        shape: (height, width) of the image; the released code resized silently, here a difference is an error.
+        shape: (height, width) of the image; the released code resized silently, here a difference is an error. None
+            accepts every size.
 
     Raises:
         MaskError: the file is missing, is not such JSON, or a mask does not have the image's size.
@@ -34,7 +35,7 @@ def read_records(path: Path, shape: tuple[int, int]) -> list[dict]:
             raise MaskError(
                 f"record {number} of mask file {path} has no run-length 'segmentation' with size and counts."
             )
-        if rle["size"] != list(shape):
+        if shape is not None and rle["size"] != list(shape):
             raise MaskError(f"record {number} of mask file {path} has size {rle['size']}, its image {list(shape)}.")
     return records
 
