@@ -16,6 +16,9 @@ from samdiffsr.resize import SCALE
 
 OPEN_SHARDS = 256  # mapped at once; each holds a file descriptor, of which a process commonly has 1024
 
+Crop = tuple[JointCrop, Example]
+"""A crop, and the whole image it is to be cut from."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -110,7 +113,7 @@ class PreparedPhotos:
         chosen = np.searchsorted(self._below, (words >> 11) * 2.0**-53, side="right").clip(max=len(self._large) - 1)
         return self._large[chosen[group - group[0]]].tolist()
 
-    def _drawn(self, seed: int, first: int, size: int) -> list[tuple[JointCrop, Example]]:
+    def _drawn(self, seed: int, first: int, size: int) -> list[Crop]:
         """The crop and the image of each example: `candidates` blocks of the random stream (seed, 0) for each."""
         blocks = _blocks(seed, 0, first * self.candidates, size * self.candidates)
         words = blocks.view(np.uint32).reshape(size, self.candidates, 8).tolist()
@@ -128,9 +131,7 @@ def _blocks(seed: int, stream: int, first: int, count: int) -> np.ndarray:
     return np.random.Philox(key=seed + (stream << 64), counter=first).random_raw(4 * count).reshape(count, 4)
 
 
-def choose_crop(
-    example: Example, draws: Sequence[Sequence[int]], *, crop_lr: int, flips: bool
-) -> tuple[JointCrop, Example]:
+def choose_crop(example: Example, draws: Sequence[Sequence[int]], *, crop_lr: int, flips: bool) -> Crop:
     """Of the crops drawn from each entry of `draws` the one with the most texture, and the image."""
     lr = example[1]
     drawn = [JointCrop.draw(words, lr.shape[0], lr.shape[1], crop_lr, flips=flips) for words in draws]
@@ -144,7 +145,7 @@ def texture(lr: np.ndarray) -> float:
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
 
-def collate(crops: Sequence[tuple[JointCrop, Example]]) -> Batch:
+def collate(crops: Sequence[Crop]) -> Batch:
     """Cut the crops out of their images."""
     lr = torch.empty(len(crops), 3, crops[0][0].crop_lr, crops[0][0].crop_lr)
     hr = torch.empty(len(crops), 3, SCALE * lr.shape[2], SCALE * lr.shape[3])
