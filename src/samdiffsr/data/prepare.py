@@ -94,9 +94,10 @@ def cut(names: Iterable[str], limit: int) -> Iterator[tuple[str, ...]]:
     moves a few cuts near it, where cutting by number would move every one that follows.
     """
     quarter = -(-limit // 4)
+    period = max(2, quarter)
     piece: list[str] = []
     for name in names:
-        marked = zlib.crc32(name.encode(errors="surrogateescape")) % quarter == 0
+        marked = zlib.crc32(name.encode(errors="surrogateescape")) % period == 0
         if len(piece) == limit or (marked and len(piece) >= quarter):
             yield tuple(piece)
             piece = []
