@@ -17,7 +17,9 @@ Structure = Annotated[
     Path | None, typer.Option("--structure", help="Instead: folder of ready structure maps, <stem>.npy.")
 ]
 Encoding = Annotated[str, typer.Option(help="rope, cosine, sincos or linear.")]
-MeanOver = Annotated[str, typer.Option(help="Mean of the encoding over the region (paper) or the image (released code).")]
+MeanOver = Annotated[
+    str, typer.Option(help="Mean of the encoding over the region (paper) or the image (released code).")
+]
 Overlap = Annotated[str, typer.Option(help="Where masks overlap: sum (paper) or last (released code).")]
 MissingMasks = Annotated[str, typer.Option(help="zero: a photograph without regions gets an empty map; else error.")]
 ResizeMasks = Annotated[bool, typer.Option("--resize-masks", help="Accept masks of another size than the photograph.")]

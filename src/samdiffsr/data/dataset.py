@@ -79,9 +79,7 @@ class PreparedPhotos:
         ConfigError: the folder is not a finished prepared folder, or no image is large enough.
     """
 
-    def __init__(
-        self, folder: Path, *, crop_lr: int, candidates: int, flips: bool, crops_per_image: int = 1
-    ) -> None:
+    def __init__(self, folder: Path, *, crop_lr: int, candidates: int, flips: bool, crops_per_image: int = 1) -> None:
         self.images = PreparedImages(folder)
         self.crop_lr, self.candidates, self.flips = crop_lr, candidates, flips
         self.crops_per_image = crops_per_image

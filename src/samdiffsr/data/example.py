@@ -107,9 +107,7 @@ def _structure(
     return read(regions, shape, options) if regions.exists() else (None, False)
 
 
-def _encoded_masks(
-    regions: Path, shape: tuple[int, int], options: PrepareOptions
-) -> tuple[np.ndarray | None, bool]:
+def _encoded_masks(regions: Path, shape: tuple[int, int], options: PrepareOptions) -> tuple[np.ndarray | None, bool]:
     records = read_records(regions, None if options.resize_masks else shape)
     resized = any(record["segmentation"]["size"] != list(shape) for record in records)
 
@@ -133,9 +131,7 @@ def _resized_region(region: np.ndarray, size: tuple[int, int], shape: tuple[int,
     return np.flatnonzero(mask[_nearest(shape[0], size[0])[:, None], _nearest(shape[1], size[1])].T)
 
 
-def _ready_map(
-    regions: Path, shape: tuple[int, int], options: PrepareOptions
-) -> tuple[np.ndarray | None, bool]:
+def _ready_map(regions: Path, shape: tuple[int, int], options: PrepareOptions) -> tuple[np.ndarray | None, bool]:
     """A map as the released code stores it: float (H, W), or a pickled None, which is never unpickled."""
     try:
         with open(regions, "rb") as file:
@@ -152,7 +148,9 @@ def _ready_map(
         return found, False
     if not options.resize_masks:
         size, wanted = f"{found.shape[1]}x{found.shape[0]}", f"{shape[1]}x{shape[0]}"
-        raise MaskError(f"structure map {regions} is {size} pixels, its image {wanted}; --resize-masks brings it to size.")
+        raise MaskError(
+            f"structure map {regions} is {size} pixels, its image {wanted}; --resize-masks brings it to size."
+        )
     return found[_nearest(shape[0], found.shape[0])[:, None], _nearest(shape[1], found.shape[1])], True
 
 

@@ -154,7 +154,7 @@ def prepare_shard(plan: ShardPlan) -> ShardReport:
         "without_masks": sum(image["without_masks"] for image in images),
         "resized_masks": sum(image["resized"] for image in images),
         "bytes": content["bytes"],
-        "index_sha256": _sha256(index),
+        "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
     }
     return ShardReport(plan.name, len(images), entry, content["tools"])
 
@@ -184,36 +184,41 @@ def _write_images(plan: ShardPlan, file: BinaryIO) -> list[dict]:
 
 
 def _source(path: Path) -> dict:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    except OSError as error:
+        raise SamDiffSRError(f"{path} cannot be read ({error.strerror}); check it and its permissions.") from None
 
 
 def _kept(plan: ShardPlan, tar: Path, index: Path) -> dict | None:
-    """The index of a shard made earlier, unless it is unfinished or a source has changed size or is younger."""
+    """The index of a shard made earlier, unless it is unfinished, holds what is not accepted now, or a source has changed:
+    its size differs, or it is younger than the index."""
     try:
         content, written = json.loads(index.read_text()), index.stat().st_mtime_ns
-        whole = tar.stat().st_size == content["bytes"]
+        if tar.stat().st_size != content["bytes"]:
+            return None
     except (OSError, ValueError):
-        return None
-    unusual = (plan.options.missing_masks != "zero" and any(image["without_masks"] for image in content["images"])) or (
-        not plan.options.resize_masks and any(image["resized"] for image in content["images"])
-    )
-    if not whole or unusual:
         return None
 
     def same(path: Path, source: dict | None) -> bool:
-        if source is None or not path.exists():
-            return source is None and not path.exists()
-        status = path.stat()
-        return status.st_size == source["bytes"] and status.st_mtime_ns <= written
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return source is None
+        return source is not None and status.st_size == source["bytes"] and status.st_mtime_ns <= written
 
-    pairs = zip(plan.sources(), content["images"], strict=True)
-    fresh = all(same(photo, image["photo"]) and same(regions, image["regions"]) for (photo, regions), image in pairs)
-    return content if fresh else None
+    for (photo, regions), image in zip(plan.sources(), content["images"], strict=True):
+        refused = (image["without_masks"] and plan.options.missing_masks == "error") or (
+            image["resized"] and not plan.options.resize_masks
+        )
+        if refused or not same(photo, image["photo"]) or not same(regions, image["regions"]):
+            return None
+    return content
 
 
 MapShards = Callable[[Callable[[ShardPlan], ShardReport], Sequence[ShardPlan]], Iterable[ShardReport]]
@@ -310,7 +315,7 @@ def _conclude(output: Path, head: dict, reports: list[ShardReport]) -> PreparedF
     if problems:
         told = "\n".join(problems[:TOLD])
         raise SamDiffSRError(f"{len(problems)} files cannot be used: mend or remove them and start again.\n{told}")
-    entries = [report.entry for report in reports]
+    entries = [report.entry for report in reports if report.entry]
     names = {f"{entry['name']}{suffix}" for entry in entries for suffix in (".tar", ".json")}
     strangers = 0
     for path in output.iterdir():
@@ -318,7 +323,9 @@ def _conclude(output: Path, head: dict, reports: list[ShardReport]) -> PreparedF
             path.unlink(missing_ok=True)
         strangers += path.name.startswith("shard-") and path.suffix == ".tar" and path.name not in names
     made_with = sorted({json.dumps(report.tools) for report in reports})
-    counts = {key: sum(entry[key] for entry in entries) for key in ("images", "without_masks", "resized_masks", "bytes")}
+    counts = {
+        key: sum(entry[key] for entry in entries) for key in ("images", "without_masks", "resized_masks", "bytes")
+    }
     tools = {"tools": [json.loads(found) for found in made_with]}
     write_json(output / "manifest.json", head | tools | counts | {"shards": entries}, indent=1)
     return PreparedFolder(shards=len(entries), strangers=strangers, **counts)

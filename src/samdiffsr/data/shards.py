@@ -88,8 +88,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another folder"
-        raise SamDiffSRError(f"{path} cannot be written ({error.strerror or error}): {advice} and start again.") from None
+        advice = (
+            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another folder"
+        )
+        raise SamDiffSRError(
+            f"{path} cannot be written ({error.strerror or error}): {advice} and start again."
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -129,7 +133,9 @@ def read_manifest(folder: Path) -> dict:
     except FileNotFoundError:
         raise ConfigError(f"folder {folder} has no manifest.json: it is no prepared folder, or not finished.") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the manifest of folder {folder} cannot be read ({error}); prepare the folder again.") from None
+        raise ConfigError(
+            f"the manifest of folder {folder} cannot be read ({error}); prepare the folder again."
+        ) from None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise ConfigError(f"folder {folder} was prepared by another version; prepare it again in a new folder.")
     return manifest
@@ -145,7 +151,9 @@ def read_index(folder: Path, entry: dict) -> list[dict]:
     try:
         content, size = index.read_bytes(), tar.stat().st_size
     except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be read ({error.strerror}): copy the folder again or prepare it.") from None
+        raise ConfigError(
+            f"{error.filename} cannot be read ({error.strerror}): copy the folder again or prepare it."
+        ) from None
     if size != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["index_sha256"]:
         raise ConfigError(f"shard {tar} is not the one in the manifest: copy the folder again, or finish preparing it.")
     return json.loads(content)["images"]

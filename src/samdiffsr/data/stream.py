@@ -2,8 +2,8 @@
 
     for batch in stream_batches(shard_urls("data"), crop_lr=40, candidates=1, flips=True, batch=16, seed=0): ...
 
-Reading in order costs no seek and no index, so a shard may be a file, an `https:` address or a `pipe:` command; webdataset opens
-it. The price is a smaller mix: crops of one batch come from the shards that fill the shuffle buffer.
+Reading in order costs no seek and no index, so a shard may be a file, an `https:` address or a `pipe:` command:
+webdataset opens it. The price is a smaller mix: crops of one batch come from the shards that fill the shuffle buffer.
 """
 
 import random
@@ -34,8 +34,11 @@ def rank_urls(urls: Sequence[str], *, seed: int, epoch: int, rank: int, world: i
     if not 0 <= rank < world:
         raise ConfigError(f"rank is {rank}, but must be 0 to {world - 1}, with {world} processes.")
     if len(urls) < world:
-        raise ConfigError(f"{len(urls)} shards cannot be shared by {world} processes: prepare with fewer images per shard.")
-    return [urls[number] for number in np.random.default_rng([seed, epoch]).permutation(len(urls))[rank::world]]
+        raise ConfigError(
+            f"{len(urls)} shards cannot be shared by {world} processes: prepare with fewer images per shard."
+        )
+    order = np.random.default_rng([seed, epoch]).permutation(len(urls))
+    return [str(urls[number]) for number in order[rank::world].tolist()]
 
 
 def stream_batches(
@@ -66,13 +69,14 @@ def stream_batches(
         ConfigError: no image is large enough; and what `rank_urls` raises.
         OSError: a shard cannot be read.
     """
-    import webdataset
+    from webdataset.compat import WebDataset
 
     def crops() -> Iterator[Crop]:
         for epoch in count() if epochs is None else range(epochs):
             rng, found = np.random.default_rng([seed, epoch, rank]), False
             files = rank_urls(urls, seed=seed, epoch=epoch, rank=rank, world=world)
-            for sample in webdataset.WebDataset(files, shardshuffle=False, nodesplitter=None).decode():
+            shards = WebDataset(files, shardshuffle=False, nodesplitter=None)
+            for sample in shards.decode():  # pyright: ignore[reportGeneralTypeIssues] - its stub forgets that it iterates
                 example = sample["hr.npy"], sample["lr.npy"], sample["structure.npy"]
                 if min(example[1].shape[:2]) < crop_lr:
                     continue
@@ -80,7 +84,9 @@ def stream_batches(
                 for draws in rng.integers(0, 2**32, (crops_per_image, candidates, 3)).tolist():
                     yield _cut_out(*choose_crop(example, draws, crop_lr=crop_lr, flips=flips))
             if not found:
-                raise ConfigError(f"process {rank} of {world} found no image of at least {crop_lr}x{crop_lr} LR pixels.")
+                raise ConfigError(
+                    f"process {rank} of {world} found no image of at least {crop_lr}x{crop_lr} LR pixels."
+                )
 
     ready: list[Crop] = []
     for crop in _shuffled(crops(), buffer, random.Random(f"{seed} {rank}")):

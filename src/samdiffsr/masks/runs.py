@@ -8,7 +8,7 @@ from samdiffsr.errors import MaskError
 
 
 def run_lengths(counts: str, size: Sequence[int]) -> np.ndarray:
-    """Decode the `counts` of a compressed RLE of `size` (height, width): lengths of alternating runs of 0 and 1 down the columns, int64.
+    """Decode the `counts` of a compressed RLE of `size` (height, width): runs of 0 and 1 in turn down the columns, int64.
 
     The format (pycocotools, `rleFrString`): base 48, five bits a character, 32 marks that more follow, the last one's 16
     the sign; from the fourth number on each is the difference to the last but one.
@@ -32,12 +32,14 @@ def run_lengths(counts: str, size: Sequence[int]) -> np.ndarray:
     lengths[1::2] = np.cumsum(lengths[1::2])
     lengths[2::2] = np.cumsum(lengths[2::2])
     if lengths.min() < 0 or lengths.sum() != size[0] * size[1]:
-        raise MaskError(f"counts {counts[:20]!r} describes {lengths.sum()} pixels, but the mask has {size[0] * size[1]}.")
+        raise MaskError(
+            f"counts {counts[:20]!r} describes {lengths.sum()} pixels, but the mask has {size[0] * size[1]}."
+        )
     return lengths
 
 
 def region_pixels(counts: str, size: Sequence[int]) -> np.ndarray:
-    """The pixels of a mask of `size` (height, width), int64 and ascending, counted down the columns (y + H x). Errors of `run_lengths`."""
+    """The pixels of a mask of `size` (height, width), ascending, counted down the columns (y + H x); errors as above."""
     lengths = run_lengths(counts, size)
     ends = np.cumsum(lengths)
     starts, ones = (ends - lengths)[1::2], lengths[1::2]
