@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samdiffsr.errors import MaskError, choose
 
@@ -12,7 +13,7 @@ MeanOver = Literal["region", "image"]
 Overlap = Literal["sum", "last"]
 
 
-def _turns(height: int, width: int) -> np.ndarray:
+def _turns(height: int, width: int) -> NDArray[np.complex128]:
     """exp(i theta[y, j]), theta[y, j] = y / 10000^(2 j / W), of the column pairs j = 0 .. ceil(W / 2) - 1, complex128.
 
     Rows are positions, columns feature dimensions (RoFormer); columns 2 j and 2 j + 1 share theta. Columns lie together in

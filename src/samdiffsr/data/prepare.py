@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
-from samdiffsr import __version__
 from samdiffsr.data import SCHEMA
 from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
 from samdiffsr.data.shards import TEMPORARY, ShardWriter, read_manifest, whole_file, write_json
@@ -84,7 +83,7 @@ def header(kind: Regions, options: PrepareOptions) -> dict:
 
 def tools() -> dict[str, str]:
     """The versions of what decodes and computes."""
-    return {"samdiffsr": __version__} | {name: version(name) for name in ("numpy", "pillow")}
+    return {name: version(name) for name in ("samdiffsr", "numpy", "pillow")}
 
 
 def cut(names: Iterable[str], limit: int) -> Iterator[tuple[str, ...]]:
