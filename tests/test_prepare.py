@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import io
 import json
 import multiprocessing
@@ -23,9 +24,11 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samdiffsr import SamDiffSRError, imresize, structure_map
+from samdiffsr.cli import main
+from samdiffsr.cli import prepare as cli
 from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
 from samdiffsr.data.example import PrepareOptions
-from samdiffsr.data.prepare import cut, in_processes, plan_shards, prepare_shard
+from samdiffsr.data.prepare import IMAGES_PER_SHARD, cut, in_processes, plan_shards, prepare_shard
 from samdiffsr.data.shards import key_of, stem_of
 from samdiffsr.masks.runs import region_pixels
 from test_data import photos, prepare, write_masks  # noqa: F401 - a fixture
@@ -336,6 +339,50 @@ def test_masks_of_another_size_can_be_resized(photos):  # noqa: F811
         prepare(photos)
 
 
+@pytest.mark.parametrize("size", [[48], [48, 0], [-48, -64], [48.0, 64], ["48", 64], [48, 65]])
+def test_masks_without_a_size_cannot_be_resized(photos, size):  # noqa: F811
+    counts = coco.encode(np.asfortranarray(np.ones((48, 64), np.uint8)))["counts"].decode()
+    (photos / "masks/b.json").write_text(json.dumps([{"segmentation": {"size": size, "counts": counts}}]))
+    assert "record 0 of mask file" in refused(photos, options=PrepareOptions(resize_masks=True))
+
+
+def test_the_command_line_has_the_defaults_of_the_library():
+    command = inspect.signature(cli.prepare).parameters
+    for field in dataclasses.fields(PrepareOptions):
+        assert command[field.name].default == field.default
+    assert command["images_per_shard"].default == IMAGES_PER_SHARD
+
+
+def test_every_option_of_the_command_line_arrives(photos, capsys):  # noqa: F811
+    write_masks(photos / "masks/b.json", [left_half(24, 32), np.ones((24, 32), bool)])
+    (photos / "masks/a.json").unlink()
+    folders = ["-i", photos / "hr", "-o", photos / "out"]
+    encoding = ["--encoding", "sincos", "--mean-over", "image", "--overlap", "last", "--images-per-shard", "1"]
+    accepting = ["--missing-masks", "zero", "--resize-masks", "--workers", "2", "--max-pixels", "3072"]
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in ["prepare", *folders, "--masks", photos / "masks", *encoding, *accepting]])
+    assert end.value.code == 0
+    assert "2 photographs in 2 shards" in (told := capsys.readouterr().out)
+    assert "1 without masks, 1 with masks of another size" in told
+    masks = np.stack([left_half(24, 32), np.ones((24, 32), bool)]).repeat(2, axis=1).repeat(2, axis=2)
+    expected = structure_map(masks, encoding="sincos", mean_over="image", overlap="last")
+    assert np.array_equal(PreparedImages(photos / "out")[1][2], expected.astype(np.float16))
+    for wrong, told in ((["--masks", photos, "--structure", photos], "one folder"), ([], "one folder")):
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in ["prepare", *folders, *wrong]])
+        assert end.value.code == 2
+        assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                str(w)
+                for w in ["prepare", *folders[:3], photos / "new", "--masks", photos / "masks", "--max-pixels", "9"]
+            ]
+        )
+    assert end.value.code == 2
+    assert "--max-pixels" in capsys.readouterr().err
+
+
 def test_ready_structure_maps(photos):  # noqa: F811
     maps = photos / "masks"
     ready = np.random.default_rng(4).random((50, 41)).astype(np.float32)
@@ -366,7 +413,8 @@ class Trap:
         (lambda path: path.write_bytes(b"\x93NUMPY\x07\x00" + bytes(99)), "cannot be read"),
         (lambda path: np.save(path, np.array([Trap()], dtype=object), allow_pickle=True), "cannot be read"),
         (lambda path: np.save(path, np.zeros((48, 64), np.int32)), "int32"),
-        (lambda path: np.save(path, np.full((48, 64), np.nan)), "finite"),
+        (lambda path: np.save(path, np.full((48, 64), np.nan)), "within 65504"),
+        (lambda path: np.save(path, np.full((48, 64), -7e4)), "within 65504"),
         (lambda path: np.save(path, np.zeros((48, 64, 1))), "(48, 64, 1)"),
         (lambda path: np.save(path, np.zeros((64, 48))), "48x64"),
     ],

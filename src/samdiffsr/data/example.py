@@ -17,6 +17,7 @@ from samdiffsr.structure import Encoding, MeanOver, Overlap, structure_map, stru
 
 Regions = Literal["masks", "structure"]
 MissingMasks = Literal["error", "zero"]
+LARGEST = float(np.finfo(MEMBERS["structure"]).max)  # beyond it a shard would hold infinity
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,11 @@ def _ready_map(regions: Path, shape: tuple[int, int], options: PrepareOptions) -
             found = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MaskError(f"structure map {regions} cannot be read ({error}); make it again.") from None
-    if found.ndim != 2 or found.dtype.kind != "f" or not found.size or not np.isfinite(found).all():
+    if found.ndim != 2 or found.dtype.kind != "f" or not found.size or not np.abs(found).max() <= LARGEST:  # or NaN
         told = f"{found.dtype} {found.shape}"
-        raise MaskError(f"structure map {regions} holds {told}, but must hold finite floats of shape (H, W).")
+        raise MaskError(
+            f"structure map {regions} holds {told}, but must hold floats of shape (H, W) within {LARGEST:.0f}."
+        )
     if found.shape == shape:
         return found, False
     if not options.resize_masks:

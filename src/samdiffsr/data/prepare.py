@@ -21,7 +21,7 @@ from typing import BinaryIO
 from samdiffsr.data import SCHEMA
 from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
 from samdiffsr.data.shards import TEMPORARY, ShardWriter, read_manifest, whole_file, write_json
-from samdiffsr.errors import ConfigError, SamDiffSRError
+from samdiffsr.errors import ConfigError, SamDiffSRError, choose
 from samdiffsr.images import READABLE
 from samdiffsr.resize import SCALE
 
@@ -54,7 +54,7 @@ class ShardPlan:
 
     def sources(self) -> Iterator[tuple[Path, Path]]:
         """Photograph and regions file of each image."""
-        suffix = {"masks": "json", "structure": "npy"}[self.kind]
+        suffix = choose(self.kind, {"masks": "json", "structure": "npy"}, "kind")
         for name in self.names:
             yield self.photos / name, self.regions / f"{Path(name).stem}.{suffix}"
 

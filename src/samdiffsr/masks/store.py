@@ -35,7 +35,12 @@ def read_records(path: Path, shape: tuple[int, int] | None) -> list[dict]:
             raise MaskError(
                 f"record {number} of mask file {path} has no run-length 'segmentation' with size and counts."
             )
-        if shape is not None and rle["size"] != list(shape):
+        if shape is None:
+            if len(rle["size"]) != 2 or not all(isinstance(n, int) and n > 0 for n in rle["size"]):
+                raise MaskError(
+                    f"record {number} of mask file {path} has size {rle['size']}, which is no height and width."
+                )
+        elif rle["size"] != list(shape):
             raise MaskError(f"record {number} of mask file {path} has size {rle['size']}, its image {list(shape)}.")
     return records
 
