@@ -1,5 +1,6 @@
 """Preparation: what is written, how it goes on after a kill, and what becomes of bad files and full disks."""
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -29,7 +30,7 @@ from samdiffsr.cli import prepare as cli
 from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
 from samdiffsr.data.example import PrepareOptions
 from samdiffsr.data.prepare import IMAGES_PER_SHARD, cut, in_processes, plan_shards, prepare_shard
-from samdiffsr.data.shards import key_of, stem_of
+from samdiffsr.data.shards import key_of, stem_of, whole_file
 from samdiffsr.masks.runs import region_pixels
 from test_data import photos, prepare, write_masks  # noqa: F401 - a fixture
 
@@ -139,6 +140,28 @@ def test_only_what_has_changed_is_made_again(photos):  # noqa: F811
     assert contents(photos / "out") != first
     structure = PreparedImages(photos / "out")[1][2]
     assert np.array_equal(structure, structure_map(left_half(48, 64)[None]).astype(np.float16))
+
+
+def test_a_change_that_keeps_the_size_of_a_file_is_seen(photos):  # noqa: F811
+    prepare(photos)
+    file = photos / "masks/b.json"
+    file.write_text(file.read_text().replace('"area"', '"Area"'))
+    prepare(photos)
+    (index,) = (photos / "out").glob("shard-*.json")
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in index.read_text()
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "a"
+    with whole_file(path) as file:
+        file.write(b"abc")
+        number = os.fstat(file.fileno()).st_ino
+        assert not path.exists()
+    assert (path.read_bytes(), path.stat().st_ino) == (b"abc", number)  # renamed, not copied
+    with contextlib.suppress(KeyboardInterrupt), whole_file(path) as file:
+        file.write(b"x")
+        raise KeyboardInterrupt
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("a", b"abc")]
 
 
 def test_a_shard_without_its_index_or_cut_short_is_made_again(photos):  # noqa: F811
