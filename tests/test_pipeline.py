@@ -86,6 +86,11 @@ def test_output_types(tiny_pipe):
     assert pil.size == (20, 24)
     np.testing.assert_array_equal(np.asarray(pil), (array[0] * 255).round().astype(np.uint8))
     assert np.array_equal(tiny_pipe(image, generator=seeded(), return_dict=False)[0][0], pil)
+    (eight,) = tiny_pipe(image, generator=seeded(), output_type="uint8").images
+    (sixteen,) = tiny_pipe(image, generator=seeded(), output_type="uint16").images
+    assert (eight.dtype, sixteen.dtype) == (np.uint8, np.uint16)
+    np.testing.assert_array_equal(eight, np.asarray(pil))
+    np.testing.assert_array_equal(sixteen, (array[0] * 65535).round().astype(np.uint16))
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny_pipe):

@@ -35,7 +35,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 @dataclass
 class SamDiffSROutput(BaseOutput):
     """`images`: a list of PIL images; or float32 in [0, 1], (N, H, W, 3) numpy or (N, 3, H, W) tensor, as a list of
-    (H, W, 3) or (3, H, W) if their sizes differ."""
+    (H, W, 3) or (3, H, W) if their sizes differ; or a list of uint8 or uint16 numpy (H, W, 3) that use the full range."""
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor] | np.ndarray | Tensor
 
@@ -132,9 +132,10 @@ class SamDiffSRPipeline(DiffusionPipeline):
         image: Any,
         num_inference_steps: int | None = None,
         generator: Generators = None,
-        output_type: Literal["pil", "np", "pt"] = "pil",
+        output_type: Literal["pil", "np", "pt", "uint8", "uint16"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
+        tile: int | None = None,
     ) -> Any:
         """Upscale x4.
 
@@ -144,7 +145,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
             num_inference_steps: sampling steps; None takes the model's default.
             generator: None, one (every image starts from its present state, so that the result for an image does not depend
                 on the others) or a list with one for each image.
-            output_type: "pil", "np" or "pt"; see `SamDiffSROutput`.
+            output_type: "pil", "np", "pt", "uint8" or "uint16"; see `SamDiffSROutput`.
             return_dict: False returns the tuple (images,) instead of a `SamDiffSROutput`.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x_t}); returns a dict whose "latents", if
                 there, replace x_t.
@@ -153,7 +154,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
             ImageError: an image of the wrong type, shape or range.
             ConfigError: an option or a scheduler that does not fit the model.
         """
-        convert = choose(output_type, {"pil": _to_pil, "np": _to_numpy, "pt": _to_pt}, "output_type")
+        convert = choose(output_type, _OUTPUTS, "output_type")
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         self._check(steps)
         images = _as_list(image)
@@ -161,7 +162,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
             convert(self._upscale(_to_tensor(one), steps, source, callback_on_step_end))
             for one, source in zip(images, _generators(generator, len(images)), strict=True)
         ]
-        if output_type != "pil" and len({tuple(out.shape) for out in outputs}) == 1:
+        if output_type in ("np", "pt") and len({tuple(out.shape) for out in outputs}) == 1:
             outputs = np.stack(outputs) if output_type == "np" else torch.stack(outputs)
         return SamDiffSROutput(images=outputs) if return_dict else (outputs,)
 
@@ -290,8 +291,19 @@ def _to_numpy(sr: Tensor) -> np.ndarray:
 
 
 def _to_pil(sr: Tensor) -> Image.Image:
-    return Image.fromarray((_to_numpy(sr) * 255).round().astype(np.uint8))
+    return Image.fromarray(_to_uint8(sr))
+
+
+def _to_uint8(sr: Tensor) -> np.ndarray:
+    return (_to_numpy(sr) * 255).round().astype(np.uint8)
+
+
+def _to_uint16(sr: Tensor) -> np.ndarray:
+    return (_to_numpy(sr) * 65535).round().astype(np.uint16)
 
 
 def _to_pt(sr: Tensor) -> Tensor:
     return (sr[0].float() / 2 + 0.5).cpu()
+
+
+_OUTPUTS = {"pil": _to_pil, "np": _to_numpy, "pt": _to_pt, "uint8": _to_uint8, "uint16": _to_uint16}
