@@ -57,6 +57,16 @@ class RRDBEncoder(ModelMixin, ConfigMixin):
         """Channels of the features `encode` returns: what the denoiser must be built for."""
         return self.channels * len(self.taps)
 
+    @property
+    def halo_lr(self) -> int:
+        """Nothing `encode` returns depends on LR pixels further away than this: 259 for 17 blocks of 15 convolutions."""
+        return 4 + 15 * len(self.RRDB_trunk)
+
+    @property
+    def floats_per_lr_pixel(self) -> int:
+        """About what a pass holds at once."""
+        return self.feature_channels + 3 * self.scale**2 * self.channels
+
     def encode(self, lr: Tensor, *, with_image: bool = False) -> tuple[Tensor, Tensor | None]:
         """Features of an LR batch.
 

@@ -7,6 +7,7 @@ docs/log.md has the measurements behind the width.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,16 @@ class LightEncoder(ModelMixin, ConfigMixin):
     def feature_channels(self) -> int:
         """Channels of the features that `encode` returns."""
         return self.conv_in.out_channels
+
+    @property
+    def halo_lr(self) -> int:
+        """Nothing `encode` returns depends on LR pixels further away than this."""
+        return 3 + 2 * len(self.trunk)
+
+    @property
+    def floats_per_lr_pixel(self) -> int:
+        """About what a pass holds at once."""
+        return 6 * self.conv_in.out_channels + 3 * 3 * SCALE**2
 
     def encode(self, lr: Tensor, *, with_image: bool = False) -> tuple[Tensor, Tensor | None]:
         """lr (N, 3, h, w) in [-1, 1] -> features (N, width, h, w) and, if asked for, the estimate (N, 3, 4h, 4w) in [-1, 1]."""
@@ -134,10 +145,33 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         """The least HR height and width."""
         return SCALE
 
-    def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """x_t (N, 3, H, W), t (N,) 0-based, features (N, C, H / 4, W / 4) -> prediction (N, 3, H, W)."""
+    @property
+    def halo_lr(self) -> int:
+        """A prediction depends on no input further away than this, in LR pixels."""
+        return 2 + 2 * len(self.trunk)
+
+    @property
+    def condition_halo_lr(self) -> int:
+        """The same of `condition`."""
+        return 1
+
+    @property
+    def floats_per_lr_pixel(self) -> int:
+        """About what a pass holds at once."""
+        return 6 * self.conv_in.out_channels + 3 * 3 * SCALE**2
+
+    def condition(self, features: Tensor) -> Tensor:
+        """What does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, h, w)."""
+        return self.conv_features(features)
+
+    def forward(self, x_t: Tensor, t: Tensor, features: Tensor | None, condition: Tensor | None = None) -> Tensor:
+        """x_t (N, 3, H, W), t (N,) 0-based, features (N, C, H / 4, W / 4) -> prediction (N, 3, H, W).
+
+        Instead of the features, which may then be None, comes the `condition` made of them, if there is one.
+        """
         time = self.time(t)
-        x = self.conv_in(F.pixel_unshuffle(x_t, SCALE)) + self.conv_features(features)
+        condition = self.condition(cast(Tensor, features)) if condition is None else condition
+        x = self.conv_in(F.pixel_unshuffle(x_t, SCALE)) + condition
         for block in self.trunk:
             x = block(x, time)
         return F.pixel_shuffle(self.head(x), SCALE)
