@@ -60,9 +60,11 @@ class Execution:
         sides = [-(-max(SCALE * side, least) // multiple) * multiple // SCALE for side in (self.height, self.width)]
         self._multiple = -(-multiple // SCALE)
         self._whole = Window(0, sides[0], 0, sides[1])
+        encoder, denoiser = recipe.encoder, recipe.denoiser
+        needs = encoder.floats_per_lr_pixel(with_image=recipe.base == "encoder")
         self._tiles = {
-            "encoder": self._first_tile(tile, recipe.encoder),
-            "denoiser": self._first_tile(tile, recipe.denoiser),
+            "encoder": self._automatic(encoder.halo_lr, needs) if tile is None else tile,
+            "denoiser": self._automatic(denoiser.halo_lr, denoiser.floats_per_lr_pixel()) if tile is None else tile,
         }
         self._in_files = self._needs_files()
         self._condition: tuple[Window, Tensor] | None = None  # that of the last window
@@ -151,13 +153,12 @@ class Execution:
         """Rounded up, so that every window starts where the denoiser's coarsest level has a pixel."""
         return -(-halo // self._multiple) * self._multiple
 
-    def _first_tile(self, tile: int | None, network: Any) -> int:
-        if tile is not None:
-            return tile
+    def _automatic(self, halo: int, floats: int) -> int:
+        """The tile for a network with this halo that holds so many numbers for each LR pixel."""
         return automatic_tile(
             *self._whole.shape,
-            halo=self._aligned(network.halo_lr),
-            bytes_per_pixel=network.floats_per_lr_pixel * self._dtype.itemsize,
+            halo=self._aligned(halo),
+            bytes_per_pixel=floats * self._dtype.itemsize,
             device=self._recipe.device,
             free=free_memory(self._recipe.device),
         )

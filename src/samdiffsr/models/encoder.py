@@ -62,10 +62,9 @@ class RRDBEncoder(ModelMixin, ConfigMixin):
         """Nothing `encode` returns depends on LR pixels further away than this: 259 for 17 blocks of 15 convolutions."""
         return 4 + 15 * len(self.RRDB_trunk)
 
-    @property
-    def floats_per_lr_pixel(self) -> int:
-        """About what a pass holds at once."""
-        return self.feature_channels + 3 * self.scale**2 * self.channels
+    def floats_per_lr_pixel(self, *, with_image: bool) -> int:
+        """About what `encode` holds at once; the estimate takes most, at HR size."""
+        return 2 * self.feature_channels + (5 * self.scale**2 if with_image else 12) * self.channels
 
     def encode(self, lr: Tensor, *, with_image: bool = False) -> tuple[Tensor, Tensor | None]:
         """Features of an LR batch.

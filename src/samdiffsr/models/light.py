@@ -76,10 +76,9 @@ class LightEncoder(ModelMixin, ConfigMixin):
         """Nothing `encode` returns depends on LR pixels further away than this."""
         return 3 + 2 * len(self.trunk)
 
-    @property
-    def floats_per_lr_pixel(self) -> int:
-        """About what a pass holds at once."""
-        return 6 * self.conv_in.out_channels + 3 * 3 * SCALE**2
+    def floats_per_lr_pixel(self, *, with_image: bool) -> int:
+        """About what `encode` holds at once."""
+        return 6 * self.conv_in.out_channels + with_image * 6 * 3 * SCALE**2
 
     def encode(self, lr: Tensor, *, with_image: bool = False) -> tuple[Tensor, Tensor | None]:
         """lr (N, 3, h, w) in [-1, 1] -> features (N, width, h, w) and, if asked for, the estimate (N, 3, 4h, 4w) in [-1, 1]."""
@@ -155,10 +154,9 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         """The same of `condition`."""
         return 1
 
-    @property
     def floats_per_lr_pixel(self) -> int:
         """About what a pass holds at once."""
-        return 6 * self.conv_in.out_channels + 3 * 3 * SCALE**2
+        return 5 * self.conv_in.out_channels + 3 * 3 * SCALE**2
 
     def condition(self, features: Tensor) -> Tensor:
         """What does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, h, w)."""

@@ -92,7 +92,6 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         """The same of `condition`."""
         return 1
 
-    @property
     def floats_per_lr_pixel(self) -> int:
         """About what a pass holds at once, most of it at HR size in the first level."""
         return 8 * self.scale**2 * self.dim
