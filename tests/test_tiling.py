@@ -121,7 +121,7 @@ def test_a_denoiser_sees_as_far_as_it_says(levels, offset):
         by_features = reach(denoiser(x_t, t, poisoned), size, SCALE * size, at // SCALE)
         x_t[..., at, at] = torch.nan
         by_state = reach(denoiser(x_t, t, features), size, SCALE * size, at // SCALE)
-        near = reach(denoiser.condition(poisoned), size, denoiser.condition(features).shape[2], at // SCALE)
+        near = reach(denoiser.condition(poisoned), 1, denoiser.condition_scale, at // SCALE)
     assert by_state <= denoiser.halo_lr and by_features <= denoiser.halo_lr and near <= denoiser.condition_halo_lr
     assert max(by_state, by_features) >= denoiser.halo_lr - 2  # nor is the halo a waste
 
@@ -148,6 +148,18 @@ def test_the_result_does_not_depend_on_the_tile(pipe, name, small_blocks, monkey
     monkeypatch.setattr(samdiffsr.execution, "STATE_BYTES", 0)
     assert np.abs(upscale(pipe, image, 8) - whole).max() < 1e-4
     assert np.array_equal(upscale(pipe, image, 0), whole)
+
+
+@pytest.mark.parametrize("levels", [3, 4])
+def test_tiles_start_where_the_coarsest_level_has_a_pixel(levels):
+    """A long strip, for the U-Net of four levels sees 43 LR pixels far; odd tiles are widened to its grid of 2."""
+    pipe = paper_pipe()
+    denoiser = ConditionalUNet(dim=4, multipliers=(1,) * levels, feature_channels=pipe.encoder.feature_channels)
+    pipe.register_modules(denoiser=denoiser.eval())
+    pipe.set_progress_bar_config(disable=True)
+    image = picture(5, 141)
+    whole = upscale(pipe, image, 0, num_inference_steps=2)
+    assert np.abs(upscale(pipe, image, 25, num_inference_steps=2) - whole).max() < 1e-4
 
 
 def test_a_halo_too_narrow_would_show(pipe, monkeypatch):
@@ -294,6 +306,31 @@ def test_a_callback_may_replace_a_state_in_files(pipe, in_files):
 
     cleared = [upscale(pipe, picture(8, 8), 4, generator=seeded(n), callback_on_step_end=clear) for n in (0, 1)]
     assert np.array_equal(*cleared)
+
+
+def test_what_a_callback_keeps_or_returns_stays_its_own(pipe, small_blocks):
+    kept = []
+
+    def keep(_pipe, step, _timestep, values):
+        kept.append((values["latents"], values["latents"].clone()))
+        return values
+
+    upscale(pipe, picture(12, 14), 8, callback_on_step_end=keep)
+    assert len(kept) == 3 and all(torch.equal(then, now) for now, then in kept)
+
+
+def test_a_full_disk_is_one_sentence(pipe, in_files):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(SamDiffSRError, match=r"temporary folder: File too large; .*TMPDIR"):
+            upscale(pipe, picture(12, 10), 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    in_files.rmdir()
+    with pytest.raises(SamDiffSRError, match=r"temporary folder: No such file.*TMPDIR"):
+        upscale(pipe, picture(12, 10), 8)
 
 
 @pytest.mark.parametrize("in_file", [False, True])

@@ -68,8 +68,8 @@ class Execution:
         }
         self._in_files = self._needs_files()
         self._condition: tuple[Window, Tensor] | None = None  # that of the last window
-        self._known: Canvas | None = None  # the condition if it has LR size, else the features
-        self._known_is_condition = False
+        self._known: Canvas | None = None  # the condition or the features
+        self._keeps_condition = denoiser.condition_scale == 1  # one of HR size is cheaper to compute again than to keep
         self._estimate = self.canvas(self._dtype) if recipe.base == "encoder" else None
         self.state, self.prediction = self.canvas(self._dtype), self.canvas(self._dtype)
 
@@ -89,12 +89,7 @@ class Execution:
             features, estimate = encoder.encode(2 * lr - 1, with_image=self._estimate is not None)
             if self._estimate is not None and estimate is not None:
                 self._estimate.write(tile.scaled(SCALE), tile.scaled(SCALE).cut(estimate, window.scaled(SCALE)))
-            known = denoiser.condition(features)
-            self._known_is_condition = known.shape[2:] == features.shape[2:]
-            if not self._known_is_condition:  # HR size: recomputing it costs less than keeping it
-                if tile == self._whole:
-                    self._condition = (window, known)
-                known = features
+            known = denoiser.condition(features) if self._keeps_condition else features
             if self._known is None:
                 kind = {"dtype": self._dtype, "device": self._recipe.device, "in_file": self._in_files}
                 self._known = Canvas(known.shape[1], *self._whole.shape, **kind)
@@ -145,7 +140,7 @@ class Execution:
         self._condition = None  # before the next is made: two would be held
         assert self._known is not None, "encode() comes first"
         known = self._known.read(window)
-        condition = known if self._known_is_condition else self._recipe.denoiser.condition(known)
+        condition = known if self._keeps_condition else self._recipe.denoiser.condition(known)
         self._condition = (window, condition)
         return condition
 

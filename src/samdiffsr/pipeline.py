@@ -20,6 +20,7 @@ from samdiffsr.errors import CheckpointError, ConfigError, choose
 from samdiffsr.execution import Execution, Recipe
 from samdiffsr.pixels import OUTPUTS, as_list, as_pixels, finish
 from samdiffsr.sampling import Blocks
+from samdiffsr.tiling import Canvas
 
 DEFAULT_MODEL = Path(__file__).with_name("weights") / "default"
 # What a scheduler must be told so that it reads a prediction of each target as what it is.
@@ -68,7 +69,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
     Args:
         encoder: has `encode(lr, with_image=) -> (features, image)`.
         denoiser: has `condition(features)`, `forward(x_t, t, None, condition)`, `hr_multiple` and `hr_minimum`. Both networks
-            tell their `halo_lr` and `floats_per_lr_pixel`, the denoiser its `condition_halo_lr`.
+            tell their `halo_lr` and `floats_per_lr_pixel`, the denoiser its `condition_halo_lr` and `condition_scale`.
         scheduler: a diffusers scheduler; its prediction_type must fit `target`.
         base: "bicubic" (MATLAB) or "encoder" (the encoder's own estimate).
         residual_scale: see above; 2 in the released models.
@@ -216,11 +217,15 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 run.predict(timestep, lambda x_t, timestep=timestep: blocks.scale_input(x_t, timestep))
                 blocks.step(run.prediction, timestep)
                 if callback is not None:
-                    x_t = None if run.state.in_file else run.state.read(run.state.window)
-                    replaced = callback(self, number, int(timestep), {"latents": x_t}).get("latents", x_t)
-                    if replaced is not None:
-                        run.state.write(run.state.window, replaced)
+                    self._call_back(callback, run.state, number, timestep)
                 bar.update()
+
+    def _call_back(self, callback: Callback, state: Canvas, number: int, timestep: Tensor) -> None:
+        """Show the callback a copy of x_t, for the state changes in place, and take over what it returns."""
+        x_t = None if state.in_file else state.read(state.window).clone()
+        replaced = callback(self, number, int(timestep), {"latents": x_t}).get("latents", x_t)
+        if replaced is not None:
+            state.write(state.window, replaced.clone())
 
 
 def _warn(note: str) -> None:

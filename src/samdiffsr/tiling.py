@@ -3,16 +3,20 @@
 docs/tiling.md says why the result does not depend on the tile.
 """
 
+import contextlib
+import errno
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from samdiffsr.errors import ImageError
 
 LEAST_TILE_LR = 16  # below, a window is nearly all halo and hardly takes less memory
 TILE_BYTES = 640 * 2**20  # what a tile may take on CPU, where larger ones gain nothing
@@ -76,7 +80,10 @@ class Canvas:
         self.window = Window(0, height, 0, width)
         self._channels, self._dtype, self._device = channels, dtype, device
         self._tensor: Tensor | None = None
-        self._file = tempfile.TemporaryFile(prefix="samdiffsr-", buffering=0) if in_file else None  # noqa: SIM115
+        self._file = None
+        if in_file:
+            with _disk():
+                self._file = tempfile.TemporaryFile(prefix="samdiffsr-", buffering=0)  # noqa: SIM115
 
     @property
     def in_file(self) -> bool:
@@ -92,14 +99,7 @@ class Canvas:
             return window.cut(self._tensor, self.window).contiguous(memory_format=torch.channels_last)
         height, width = window.shape
         pixels = torch.empty(height, width, self._channels, dtype=self._dtype)
-        for place, row in zip(self._places(window), _bytes(pixels), strict=True):
-            self._file.seek(place)
-            view, done = memoryview(row), 0
-            while done < len(view):
-                count = self._file.readinto(view[done:])
-                if not count:
-                    raise OSError("a temporary file is shorter than what was written to it")
-                done += count
+        self._each_row(window, pixels, self._file.readinto)
         return pixels.to(self._device).permute(2, 0, 1)[None]
 
     def write(self, window: Window, batch: Tensor) -> None:
@@ -115,11 +115,7 @@ class Canvas:
             window.cut(self._tensor, self.window).copy_(batch)
             return
         pixels = batch[0].permute(1, 2, 0).to("cpu", self._dtype).contiguous()
-        for place, row in zip(self._places(window), _bytes(pixels), strict=True):
-            self._file.seek(place)
-            view, done = memoryview(row), 0
-            while done < len(view):
-                done += self._file.write(view[done:]) or 0
+        self._each_row(window, pixels, self._file.write)
 
     def array(self) -> np.ndarray:
         """The whole canvas as (height, width, channels); from a file a mapping that lasts as long as the array."""
@@ -130,16 +126,32 @@ class Canvas:
         kind = torch.empty(0, dtype=self._dtype).numpy().dtype
         return np.memmap(self._file, kind, "r+", shape=(height, width, self._channels))  # pyright: ignore
 
-    def _places(self, window: Window) -> Iterator[int]:
-        """Where in the file each row of the window begins."""
+    def _each_row(self, window: Window, pixels: Tensor, move: Callable[[memoryview], int | None]) -> None:
+        """Read or write contiguous `pixels` (h, w, channels) row by row; the system may move less than it is asked to."""
+        assert self._file is not None
         pixel = self._channels * self._dtype.itemsize
-        for y in range(window.top, window.bottom):
-            yield (y * self.window.right + window.left) * pixel
+        rows = pixels.view(pixels.shape[0], -1).view(torch.uint8).numpy()
+        with _disk():
+            for y, row in zip(range(window.top, window.bottom), rows, strict=True):
+                self._file.seek((y * self.window.right + window.left) * pixel)
+                left = memoryview(row)
+                while left:
+                    moved = move(left)
+                    if not moved:
+                        raise OSError(errno.EIO, "a temporary file ended early")
+                    left = left[moved:]
 
 
-def _bytes(pixels: Tensor) -> np.ndarray:
-    """A contiguous (h, w, C) tensor as bytes (h, w * C * itemsize), sharing its memory."""
-    return pixels.view(pixels.shape[0], -1).view(torch.uint8).numpy()
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """Turn what goes wrong with the temporary folder into an ImageError."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(
+            f"Cannot keep an image of this size in the temporary folder: {error.strerror or error}; "
+            "make room there, or set TMPDIR to a folder with more."
+        ) from error
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -157,8 +157,13 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         return 2 + 2 * len(self.trunk)
 
     @property
+    def condition_scale(self) -> int:
+        """Pixels of the condition along an LR pixel."""
+        return 1
+
+    @property
     def condition_halo_lr(self) -> int:
-        """The same of `condition`."""
+        """The halo of `condition` alone."""
         return 1
 
     def floats_per_lr_pixel(self) -> int:

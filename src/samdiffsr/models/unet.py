@@ -88,8 +88,13 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         return -(-(down + up) // self.scale)
 
     @property
+    def condition_scale(self) -> int:
+        """Pixels of the condition along an LR pixel."""
+        return self.scale
+
+    @property
     def condition_halo_lr(self) -> int:
-        """The same of `condition`."""
+        """The halo of `condition` alone."""
         return 1
 
     def floats_per_lr_pixel(self) -> int:
