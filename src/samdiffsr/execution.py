@@ -102,6 +102,7 @@ class Execution:
         denoiser = self._recipe.denoiser
         halo = self._aligned(denoiser.halo_lr)
         t = torch.full((1,), int(timestep), device=self._recipe.device)
+        self.prediction = self.canvas(self._dtype)  # a new one, for multistep schedulers may hold on to the last
 
         def work(tile: Window) -> None:
             window = tile.grown(halo, *self._whole.shape)

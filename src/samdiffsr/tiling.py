@@ -91,12 +91,12 @@ class Canvas:
         return self._file is not None
 
     def read(self, window: Window) -> Tensor:
-        """(1, channels, h, w), channels last; if it is the whole canvas in memory, that itself and no copy."""
+        """A copy (1, channels, h, w), channels last; of the whole canvas in memory no copy, but that itself."""
         if self._file is None:
             assert self._tensor is not None, "read before it was written"
             if window == self.window:
                 return self._tensor
-            return window.cut(self._tensor, self.window).contiguous(memory_format=torch.channels_last)
+            return window.cut(self._tensor, self.window).clone(memory_format=torch.channels_last)
         height, width = window.shape
         pixels = torch.empty(height, width, self._channels, dtype=self._dtype)
         self._each_row(window, pixels, self._file.readinto)
@@ -208,4 +208,5 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # The CPU and MPS allocators raise a plain RuntimeError.
-    return any(words in str(error).lower() for words in ("can't allocate memory", "not enough memory", "out of memory"))
+    told = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+    return any(words in str(error).lower() for words in told)
