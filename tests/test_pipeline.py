@@ -63,6 +63,7 @@ def test_input_types_agree(tiny_pipe):
         image,
         Image.fromarray(image),
         image / 255,
+        image / 255 * (1 + 1e-9),
         torch.from_numpy(image / 255).permute(2, 0, 1),
         (image.astype(np.uint16) * 257),
     ]

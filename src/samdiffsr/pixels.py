@@ -54,7 +54,7 @@ def as_pixels(image: Any) -> np.ndarray:
             f"an image needs at least 1x1 pixel, got height {pixels.shape[0]} and width {pixels.shape[1]}."
         )
     if np.issubdtype(pixels.dtype, np.floating):
-        low, high = float(pixels.min()), float(pixels.max())
+        low, high = np.float32(pixels.min()), np.float32(pixels.max())
         if not (low >= 0 and high <= 1):  # also catches NaN
             raise ImageError(
                 f"pixels must lie in [0, 1], got values from {low:.4g} to {high:.4g}; scale the image first."
