@@ -262,6 +262,26 @@ def test_out_of_memory_fails_one_image(
     assert Path(source).name == "a.png" and "Not enough memory" in message and "9x8" in message
 
 
+def test_smaller_tiles_after_lack_of_memory_are_told(
+    tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = noise_image(tmp_path / "a.png", size=(96, 40))
+    run(tiny_pipe, [source], tmp_path / "whole", tile=0)
+    forward = tiny_pipe.denoiser.forward
+
+    def greedy(x_t: torch.Tensor, *rest: Any) -> Any:
+        if x_t.shape[3] >= 4 * 96:
+            torch.empty(2**58)
+        return forward(x_t, *rest)
+
+    monkeypatch.setattr(tiny_pipe.denoiser, "forward", greedy)
+    report = run(tiny_pipe, [source], tmp_path / "o")
+    ((_, note),) = report.notes
+    assert "memory ran out" in note and not note.endswith(".")
+    whole, tiled = (read_image(tmp_path / folder / "a_x4.png").rgb.astype(int) for folder in ("whole", "o"))
+    assert np.abs(whole - tiled).max() <= 1
+
+
 def test_a_bug_is_not_taken_for_a_bad_image(tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("sizes of tensors must match")

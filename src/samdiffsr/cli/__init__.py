@@ -23,6 +23,7 @@ VERBS = (upscale, masks, prepare, train, evaluate, convert, doctor)
 EXTRAS = {
     "pycocotools": "train",
     "pydantic": "train",
+    "ray": "ray",
     "webdataset": "train",
     "yaml": "train",
     "transformers": "sam",

@@ -81,9 +81,10 @@ def machine() -> dict[str, Any]:
 
     import torch
 
+    from samdiffsr.tiling import free_memory
+
     found: dict[str, Any] = {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if (free := free_memory(torch.device("cpu"))) is not None:
         found["free memory"] = f"{free / 2**30:.1f} GiB"
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)

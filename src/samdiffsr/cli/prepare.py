@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from samdiffsr.cli.options import Cluster
 from samdiffsr.errors import ConfigError
 
 Input = Annotated[Path, typer.Option("-i", "--input", help="Folder of HR photographs.")]
@@ -46,13 +47,15 @@ def prepare(
     images_per_shard: PerShard = 64,
     max_pixels: MaxPixels = 64_000_000,
     workers: Workers = 1,
+    cluster: Cluster = None,
 ) -> None:
     """Write shards of HR, LR and structure map of every photograph; what is done already is kept."""
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
     from samdiffsr.data.example import PrepareOptions
-    from samdiffsr.data.prepare import in_processes, prepare_folder
+    from samdiffsr.data.prepare import prepare_folder
+    from samdiffsr.processes import in_processes
 
     if (masks is None) == (structure is None):
         raise ConfigError("give one folder of regions: --masks MASKS or --structure MAPS.")
@@ -64,6 +67,13 @@ def prepare(
         resize_masks=resize_masks,
         max_pixels=max_pixels,
     )
+    run = partial(in_processes, workers=workers)
+    if cluster:
+        from samdiffsr.distributed import on_cluster
+
+        run = partial(on_cluster, cluster)
+        input, output = input.absolute(), output.absolute()  # a worker has another working folder
+        masks, structure = masks and masks.absolute(), structure and structure.absolute()
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("prepare", total=None, rate="")
@@ -78,7 +88,7 @@ def prepare(
             kind="masks" if masks else "structure",
             options=options,
             images_per_shard=images_per_shard,
-            run=partial(in_processes, workers=workers),
+            run=run,
             progress=progress,
         )
     typer.echo(

@@ -36,6 +36,12 @@ Steps = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Denoising steps.  [default: as the model was saved]")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Each image starts from this seed.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        "-t", "--tile", min=0, metavar="N", help="Side of a tile in input pixels, 0: none.  [default: by free memory]"
+    ),
+]
 Consistency = Annotated[
     bool, typer.Option("--consistency", help="Make the bicubic reduction of each result equal its input.")
 ]
@@ -78,6 +84,7 @@ def upscale(
     size: Size = None,
     steps: Steps = None,
     seed: Seed = 0,
+    tile: Tile = None,
     consistency: Consistency = False,
     device: Device = "auto",
     recursive: Recursive = False,
@@ -100,6 +107,7 @@ def upscale(
         goal=Goal.parse(scale, size),
         seed=seed,
         steps=steps,
+        tile=tile,
         consistency=consistency,
         strip_metadata=strip_metadata,
         quality=quality,

@@ -39,7 +39,7 @@ class Settings:
         goal: the size of the results.
         seed: each image has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
         steps: denoising steps, at least 1; None takes what the model was saved with.
-        consistency: see `enlarge`.
+        tile, consistency: see `enlarge`.
         strip_metadata: leave out EXIF, XMP and resolution. The colour profile stays: colours would shift without it.
         quality: see `write_image`.
         overwrite, skip_existing: what to do with existing targets; with neither, that file fails.
@@ -52,6 +52,7 @@ class Settings:
     goal: Goal = FOUR_TIMES
     seed: int = 0
     steps: int | None = None
+    tile: int | None = None
     consistency: bool = False
     strip_metadata: bool = False
     quality: int | None = None
@@ -268,6 +269,7 @@ def _enlarged(pipe: "SamDiffSRPipeline", ready: _Ready, settings: Settings, tell
             settings.goal,
             seed=settings.seed,
             steps=settings.steps,
+            tile=settings.tile,
             consistency=settings.consistency,
             max_pixels=settings.max_pixels,
             tell=tell,
@@ -282,7 +284,7 @@ class _Writer:
     def __init__(self, report: Report, settings: Settings) -> None:
         self._report, self._settings = report, settings
         self._pool = ThreadPoolExecutor(1)
-        self._under_way: tuple[_Ready, Future] | None = None
+        self._under_way: tuple[_Ready, tuple[str, ...], Future] | None = None
         self._swept: set[str] = set()
 
     def __enter__(self) -> "_Writer":
@@ -297,13 +299,13 @@ class _Writer:
 
     def begin(self, ready: _Ready, result: Picture) -> None:
         self.settle()
-        self._under_way = ready, self._pool.submit(self._write, ready.job.target, result)
+        self._under_way = ready, result.notes, self._pool.submit(self._write, ready.job.target, result)
 
     def settle(self, *, unless_small: bool = False) -> None:
         """Wait for the file at hand."""
         if self._under_way is None:
             return
-        ready, writing = self._under_way
+        ready, before, writing = self._under_way
         if unless_small and ready.pixels <= _OVERLAP:
             return
         self._under_way = None
@@ -315,7 +317,7 @@ class _Writer:
         if notes is None:
             self._report.skipped.append(ready.job)
         else:
-            self._report.notes += [(ready.job.source, note) for note in (*ready.picture.notes, *notes)]
+            self._report.notes += [(ready.job.source, note) for note in (*before, *notes)]
             self._report.done.append(ready.job)
 
     def _write(self, target: str, result: Picture) -> tuple[str, ...] | None:

@@ -26,11 +26,12 @@ def enlarge(
     *,
     seed: int = 0,
     steps: int | None = None,
+    tile: int | None = None,
     consistency: bool = False,
     max_pixels: int = MAX_PIXELS,
     tell: Callable[[float], None] = lambda part: None,
 ) -> Picture:
-    """The picture at its goal's size, with the same depth, profile and metadata.
+    """The picture at its goal's size, with the same depth, profile and metadata, and notes of what happened on the way.
 
     The network enlarges by 4, a second time if that is too little; bicubic reduction (MATLAB's, antialiased) leads from there
     to the size. The mean of each colour channel equals the input's, as far as black and white allow: the network's
@@ -39,6 +40,7 @@ def enlarge(
     Args:
         seed: of the sampling noise.
         steps: denoising steps; None takes the model's default.
+        tile: see `SamDiffSRPipeline`; the result does not depend on it.
         consistency: project the result so that bicubic reduction to the input's size gives the input back.
         max_pixels: the largest picture on the way may have 16 times as many pixels.
         tell: called with the part done, 0 to 1, after each step.
@@ -49,17 +51,22 @@ def enlarge(
     height, width = picture.rgb.shape[:2]
     size = check_size(height, width, goal, max_pixels)
     lr = picture.rgb if picture.alpha is None else bleed(picture.rgb, picture.alpha)
+    notes = list(picture.notes)
+    options = {"seed": seed, "num_inference_steps": steps, "tile": tile, "on_note": notes.append}
     try:
-        rgb = _repeated(pipe, lr, passes(height, width, size), seed=seed, steps=steps, tell=tell)
+        rgb = _repeated(pipe, lr, passes(height, width, size), tell, options)
         if rgb.shape[:2] != size:
             rgb = imresize(rgb, size=size)
         rgb = with_mean_of(lr, rgb)
         if consistency:
             rgb = consistent(lr, rgb)
         alpha = None if picture.alpha is None else imresize(picture.alpha, size=size)
-        return replace(picture, rgb=rgb if picture.depth == 16 else to_8_bit(rgb), alpha=alpha)
+        rgb = rgb if picture.depth == 16 else to_8_bit(rgb)
+        return replace(picture, rgb=rgb, alpha=alpha, notes=tuple(dict.fromkeys(notes)))
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        from samdiffsr.tiling import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         device = "memory" if str(pipe.device) == "cpu" else f"memory of {pipe.device}"
         raise ImageError(f"Not enough {device} to upscale {width}x{height} pixels; use a smaller image.") from error
@@ -79,15 +86,13 @@ def check_size(height: int, width: int, goal: Goal, max_pixels: int) -> tuple[in
 
 
 def _repeated(
-    pipe: "SamDiffSRPipeline",
-    rgb: np.ndarray,
-    times: int,
-    *,
-    seed: int,
-    steps: int | None,
-    tell: Callable[[float], None],
+    pipe: "SamDiffSRPipeline", rgb: np.ndarray, times: int, tell: Callable[[float], None], options: dict[str, Any]
 ) -> np.ndarray:
-    """uint8 or uint16 -> uint16, 4 times larger as often as asked."""
+    """uint8 or uint16 (h, w, 3) -> uint16, 4 times larger as often as asked."""
+    import torch
+
+    options = dict(options)
+    seed = options.pop("seed")
     work = [SCALE ** (2 * number) for number in range(times)]
     for number in range(times):
 
@@ -96,17 +101,10 @@ def _repeated(
             tell((sum(work[:number]) + work[number] * part) / sum(work))
             return kwargs
 
-        rgb = _network(pipe, rgb, seed=seed, steps=steps, after_step=after_step)
+        noise = torch.Generator("cpu").manual_seed(seed)
+        output = pipe(rgb, **options, generator=noise, callback_on_step_end=after_step, output_type="uint16")
+        rgb = output.images[0]
     return rgb
-
-
-def _network(pipe: Any, rgb: np.ndarray, *, seed: int, steps: int | None, after_step: Callable) -> np.ndarray:
-    """uint8 or uint16 (H, W, 3) -> uint16 (4H, 4W, 3)."""
-    import torch
-
-    generator = torch.Generator("cpu").manual_seed(seed)
-    options = {"num_inference_steps": steps, "generator": generator, "callback_on_step_end": after_step}
-    return (pipe(rgb, **options, output_type="np").images[0] * (_LEVELS - 1) + 0.5).astype(np.uint16)
 
 
 def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -187,12 +185,3 @@ def consistent(lr: np.ndarray, sr: np.ndarray) -> np.ndarray:
             x, before = np.clip(moved, 0, _LEVELS - 1), x
         sr[..., channel] = x + 0.5
     return sr
-
-
-def _out_of_memory(error: Exception) -> bool:
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # The CPU and MPS allocators raise a plain RuntimeError.
-    return any(words in str(error).lower() for words in ("can't allocate memory", "not enough memory", "out of memory"))
