@@ -65,6 +65,7 @@ def test_verb_help_explains_every_option(command) -> None:
     code, out, _ = command("upscale", "-h")
     options = [
         "input",
+        "input-list",
         "output",
         "model",
         "scale",
@@ -82,6 +83,7 @@ def test_verb_help_explains_every_option(command) -> None:
         "overwrite",
         "skip-existing",
         "max-pixels",
+        "cluster",
     ]
     assert code == 0 and all(f"--{option} " in out for option in options)
     assert upscale.MAX_PIXELS == MAX_PIXELS and str(MAX_PIXELS) in out
@@ -188,6 +190,19 @@ def test_size_format_and_tree(command, source: Path, tiny_pipe_dir: Path, tmp_pa
     assert made("--consistency", "--strip-metadata", "-t", "8") == {"a_x4.png": (24, 20)}
 
 
+def test_a_list_of_inputs(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path) -> None:
+    odd = source.with_name("b [1].png")
+    odd.write_bytes(source.read_bytes())
+    (tmp_path / "list").write_text(f"{source}\r\n\n{odd}\n{tmp_path}/c [2].png")
+    line = ("upscale", "-o", tmp_path / "o", "-m", tiny_pipe_dir, "--input-list")
+    code, _, err = command(*line, tmp_path / "list")
+    assert code == 1 and "c [2].png' does not exist" in err and err.endswith("2 upscaled, 0 skipped, 1 failed.\n")
+    assert sorted(os.listdir(tmp_path / "o")) == ["a_x4.png", "b [1]_x4.png"]
+    call = [sys.executable, "-m", "samdiffsr", *map(str, line), "-", "-i", str(source), "--skip-existing"]
+    done = subprocess.run(call, input=f"{odd}\n", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "0 upscaled, 2 skipped, 0 failed.\n")
+
+
 def test_notes_are_told(command, tiny_pipe_dir: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
     code, _, err = command("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.jpg", "-m", tiny_pipe_dir)
@@ -217,6 +232,10 @@ def test_notes_are_told(command, tiny_pipe_dir: Path, tmp_path: Path) -> None:
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-s", "2", "--size", "9x"), "contradict each other"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "--size", "big"), "must look like 1920x1080"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "--format", "gif"), "format is 'gif'"),
+        (2, ("-i", "s3://photos/a.png", "-o", "{tmp}/o"), "'s3://photos/a.png' is a URI, which takes --cluster"),
+        (2, ("-i", "{source}", "-o", "s3://photos"), "'s3://photos' is a URI, which takes --cluster"),
+        (2, ("--input-list", "{tmp}/no", "-o", "{tmp}/o"), "Cannot read the list '{tmp}/no': No such file"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "--cluster", "local", "--device", "cuda:1"), "give cuda."),
     ],
 )
 def test_one_sentence_and_exit_code(
@@ -228,7 +247,7 @@ def test_one_sentence_and_exit_code(
     ended, out, err = command("upscale", *line)
     assert (ended, out) == (code, "")
     (line,) = err.splitlines()
-    assert line.startswith("Error: ") and words in line and line.endswith(".")
+    assert line.startswith("Error: ") and words.format(tmp=tmp_path) in line and line.endswith(".")
     assert source.read_bytes() == before
     assert all(path in (source, source.parent, tmp_path / "o") for path in tmp_path.rglob("*"))
 

@@ -96,10 +96,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def run(*arguments: str) -> None:
+def run(*arguments: str, code: int = 0) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert ended.value.code == 0
+    assert ended.value.code == code
 
 
 def test_masks_and_preparation_are_the_same_bytes(two_nodes, photos):
@@ -122,3 +122,30 @@ def test_a_cluster_goes_on_where_one_machine_was_stopped(two_nodes, photos):
     run(*masks, "--cluster", two_nodes)
     assert len(list((photos / "masks").glob("*.json"))) == 3
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+@pytest.mark.timeout(300)  # each worker imports torch
+def test_upscaling_is_the_same_bytes_and_tells_the_same(two_nodes, photos, capfd):
+    (photos / "hr" / "coffee.png").write_bytes(b"broken")
+    upscale = ("upscale", "-i", "hr", "--steps", "1")
+    run(*upscale, "-o", "one", code=1)
+    here = capfd.readouterr().err
+    run(*upscale, "-o", "two", "--cluster", two_nodes, code=1)
+    there = capfd.readouterr().err.replace(f"{photos}/", "")
+    assert contents(photos / "two") == contents(photos / "one")
+    assert here == there and here.endswith("2 upscaled, 0 skipped, 1 failed.\n")
+
+
+@pytest.mark.timeout(300)
+def test_a_list_of_uris_to_a_uri(two_nodes, photos, tiny_pipe_dir, capfd):
+    files = [photos / "hr" / f"{name}.png" for name in ("cat", "coffee", "astronaut")]
+    (photos / "list").write_text("\n".join(["hr/cat.png", *(file.as_uri() for file in files[1:]), "file:///no.png"]))
+    (photos / "two").mkdir()
+    (photos / "two" / "coffee_x4.png").write_bytes(b"precious")
+    line = ("upscale", "-m", str(tiny_pipe_dir))
+    run(*line, "-i", "hr", "-o", "one")
+    target = (photos / "two").as_uri()
+    run(*line, "--input-list", "list", "-o", target, "--skip-existing", "--cluster", two_nodes, code=1)
+    told = "Error: 'file:///no.png' does not exist; check the name.\n2 upscaled, 1 skipped, 1 failed.\n"
+    assert capfd.readouterr().err == told
+    assert contents(photos / "two") == contents(photos / "one") | {"coffee_x4.png": b"precious"}

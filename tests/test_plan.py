@@ -7,6 +7,7 @@ import pytest
 from conftest import noise_image
 from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.upscale import Job, plan
+from samdiffsr.upscale.plan import as_png
 
 
 def names(folder: Path) -> list[str]:
@@ -201,3 +202,48 @@ def test_formats_that_cannot_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"b\.png' contradicts --format jpg"):
         plan([source], tmp_path / "b.png", format="jpg")
     assert plan([source], tmp_path / "b.jpeg", format="jpg")[0].target == str(tmp_path / "b.jpeg")
+
+
+# --- lists and URIs --------------------------------------------------------------------------------------------------
+
+
+def test_a_list_takes_names_as_they_are(tmp_path: Path) -> None:
+    noise_image(tmp_path / "a1.png")
+    listed = [str(tmp_path / "a[1].png"), str(tmp_path / "a1.png")]
+    assert plan([], tmp_path / "o", listed=listed) == [
+        job(tmp_path / "a[1].png", tmp_path / "o" / "a[1]_x4.png"),
+        job(tmp_path / "a1.png", tmp_path / "o" / "a1_x4.png"),
+    ]
+
+
+def test_a_folder_by_its_uri_is_that_folder(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for name in ("b.png", "a 1#%.png", "x/c.jpg", "x/y/d.png", "z.gif", ".hidden.png", ".hidden/e.png", "big/f.png"):
+        noise_image(tmp_path / "in" / name, "L")
+    (tmp_path / "in" / "text.txt").touch()
+    folder = tmp_path / "in"
+    for recursive in (False, True):
+        by_path = plan([folder], folder / "big", recursive=recursive)
+        by_uri = plan([folder.as_uri()], (folder / "big").as_uri(), recursive=recursive)
+        assert by_uri == [Job(Path(j.source).as_uri(), Path(j.target).as_uri()) for j in by_path]
+        assert len(by_path) == (5 if recursive else 3)
+    with pytest.raises(ImageError, match="would overwrite itself"):
+        plan([folder], folder.as_uri(), "")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="There is no image in the folder 'file:///.*empty'"):
+        plan([(tmp_path / "empty").as_uri()], tmp_path / "o")
+
+
+def test_uris_keep_their_options_and_names_are_decoded() -> None:
+    """Names that end like images are not asked after, so no bucket is needed."""
+    options = "?endpoint_override=minio:9000"
+    given = [f"s3://in/x/a%20b.gif{options}", "s3://in/c.jpg"]
+    assert [job.target for job in plan(given, f"s3://out/y{options}")] == [
+        f"s3://out/y/a%20b_x4.png{options}",
+        f"s3://out/y/c_x4.jpg{options}",
+    ]
+    assert [job.target for job in plan(given, "o")] == ["o/a b_x4.png", "o/c_x4.jpg"]
+    assert plan(given[:1], f"s3://out/d.png{options}") == [Job(given[0], f"s3://out/d.png{options}", True)]
+    assert as_png(Job("", f"s3://out/d.bmp{options}")).target == f"s3://out/d.png{options}"
+    with pytest.raises(ImageError, match="would overwrite itself"):
+        plan(["s3://in/c.jpg"], "s3://in", "")

@@ -22,6 +22,7 @@ VERBS = (upscale, masks, prepare, train, evaluate, convert, doctor)
 
 EXTRAS = {
     "pycocotools": "train",
+    "pyarrow": "ray",
     "pydantic": "train",
     "ray": "ray",
     "webdataset": "train",

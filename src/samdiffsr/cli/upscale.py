@@ -1,19 +1,32 @@
 """`samdiffsr upscale -i photos -o large`: make images larger."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Self
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from samdiffsr.cli.options import Cluster
+from samdiffsr.errors import ConfigError
+
 if TYPE_CHECKING:
-    from samdiffsr.upscale import Progress, Report
+    from samdiffsr.upscale import Job, Progress, Report, Settings
 
 MAX_PIXELS = 64_000_000  # samdiffsr.images.MAX_PIXELS, which takes numpy to import; a test compares them
 
 Inputs = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
-        "-i", "--input", metavar="PATH", help="Image, folder of images or quoted pattern such as 'a*.png'; repeatable."
+        "-i",
+        "--input",
+        metavar="PATH",
+        help="Image, folder of images or quoted pattern such as 'a*.png', with --cluster also a URI; repeatable.",
+    ),
+]
+InputList = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="More inputs: a file of one path a line, or with --cluster also URIs; - is stdin."
     ),
 ]
 Output = Annotated[
@@ -77,7 +90,9 @@ def register(app: typer.Typer) -> None:
 
 
 def upscale(
-    input: Inputs,
+    *,
+    input: Inputs = None,
+    input_list: InputList = None,
     output: Output,
     model: Model = "default",
     scale: Scale = None,
@@ -95,13 +110,14 @@ def upscale(
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
     max_pixels: MaxPixels = MAX_PIXELS,
+    cluster: Cluster = None,
 ) -> None:
     """Upscale images by 4, or to any size up to 16 times theirs.
 
     An output keeps its input's format if that can be written and can hold its transparency, and becomes PNG otherwise.
     A bad image does not end the batch: it is reported at the end, and the exit code is 1.
     """
-    from samdiffsr.upscale import Goal, Report, Settings, load_model, plan, upscale_files
+    from samdiffsr.upscale import Goal, Report, Settings, plan, read_list
 
     settings = Settings(
         goal=Goal.parse(scale, size),
@@ -116,14 +132,42 @@ def upscale(
         max_pixels=max_pixels,
     )
     suffix = settings.goal.suffix if suffix is None else suffix
-    jobs, report = plan(input, output, suffix, recursive=recursive, format=format), Report()
+    inputs, listed = input or [], read_list(input_list) if input_list else []
+    if cluster is None:
+        _refuse_uris(output, *inputs, *listed)
+    jobs, report = plan(inputs, output, suffix, listed=listed, recursive=recursive, format=format), Report()
     try:
         with _Bar() as bar:
-            upscale_files(lambda: load_model(model, device), jobs, settings, on_progress=bar.update, report=report)
+            _work(cluster, jobs, settings, model, device, on_progress=bar.update, report=report)
     finally:  # also after Ctrl-C, and before an unknown model ends it
         _summarise(report, len(jobs))
     if report.failed:
         raise typer.Exit(1)
+
+
+def _refuse_uris(*paths: str) -> None:
+    from samdiffsr.upscale import is_uri
+
+    for uri in filter(is_uri, paths):
+        raise ConfigError(f"'{uri}' is a URI, which takes --cluster; --cluster local uses this machine's cores.")
+
+
+def _work(
+    cluster: str | None, jobs: "list[Job]", settings: "Settings", model: str, device: str, **observers: Any
+) -> None:
+    """Do the jobs here or there."""
+    from samdiffsr.upscale import load_model, upscale_anywhere, upscale_files, upscale_work
+
+    if cluster is None:
+        upscale_files(lambda: load_model(model, device), jobs, settings, **observers)
+        return
+    from samdiffsr.distributed import on_cluster
+
+    if device.startswith("cuda:"):
+        raise ConfigError(f"--device is {device!r}, but on a cluster each worker has its own GPU; give cuda.")
+    run = partial(on_cluster, cluster, upscale_work, gpus=int(device == "cuda"))
+    device = "cpu" if device == "auto" else device
+    upscale_anywhere(run, jobs, settings, model=model, device=device, **observers)
 
 
 class _Bar:

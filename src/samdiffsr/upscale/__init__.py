@@ -7,10 +7,12 @@ Torch and the pipeline are imported inside the functions, so that planning is qu
 """
 
 from samdiffsr.load import find_device, load_model
+from samdiffsr.upscale.anywhere import Work, upscale_anywhere, upscale_work
 from samdiffsr.upscale.batch import Progress, Report, Settings, upscale_files
 from samdiffsr.upscale.goal import Goal
 from samdiffsr.upscale.picture import enlarge
-from samdiffsr.upscale.plan import FORMATS, Job, plan
+from samdiffsr.upscale.plan import FORMATS, Job, plan, read_list
+from samdiffsr.upscale.remote import is_uri
 
 __all__ = [
     "FORMATS",
@@ -19,9 +21,14 @@ __all__ = [
     "Progress",
     "Report",
     "Settings",
+    "Work",
     "enlarge",
     "find_device",
+    "is_uri",
     "load_model",
     "plan",
+    "read_list",
+    "upscale_anywhere",
     "upscale_files",
+    "upscale_work",
 ]

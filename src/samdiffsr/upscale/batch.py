@@ -112,6 +112,7 @@ def upscale_files(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     report: Report | None = None,
+    tidy: bool = True,
 ) -> Report:
     """Upscale every job and write it; a bad file does not end the batch.
 
@@ -122,13 +123,14 @@ def upscale_files(
         jobs: from `plan`.
         on_progress: called when an image begins, after each of its steps, and when it ends.
         report: filled while the work goes on, so that it tells how far an interrupted batch came.
+        tidy: see to each target's folder with `sweep` before the first file is written there.
 
     Raises:
         CheckpointError, ConfigError: of `load`, or steps that the model cannot do.
     """
     report = Report() if report is None else report
     moves, teller, pipe = _Moves(jobs), _Teller(on_progress, len(jobs)), None
-    with ThreadPoolExecutor(1) as reader, _Writer(report, settings) as writer:
+    with ThreadPoolExecutor(1) as reader, _Writer(report, settings, tidy) as writer:
         for job, reading in _ahead(reader, lambda job: _read(job, settings, moves), jobs):
             teller.begin(job)
             try:
@@ -253,8 +255,8 @@ def _prepare_folder(folder: str) -> None:
         raise ImageError(f"Cannot make the output folder '{folder}': {error.strerror}; choose another.") from error
 
 
-def _sweep(folder: str) -> None:
-    """Remove temporary files that nobody has touched for a while."""
+def sweep(folder: str) -> None:
+    """Remove temporary files of killed processes: those that nobody has touched for a while."""
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         for entry in entries:
             if TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFTOVER:
@@ -281,8 +283,8 @@ def _enlarged(pipe: "SamDiffSRPipeline", ready: _Ready, settings: Settings, tell
 class _Writer:
     """Writes one result at a time in a thread of its own, and enters into the report what became of it."""
 
-    def __init__(self, report: Report, settings: Settings) -> None:
-        self._report, self._settings = report, settings
+    def __init__(self, report: Report, settings: Settings, tidy: bool) -> None:
+        self._report, self._settings, self._tidy = report, settings, tidy
         self._pool = ThreadPoolExecutor(1)
         self._under_way: tuple[_Ready, tuple[str, ...], Future] | None = None
         self._swept: set[str] = set()
@@ -323,8 +325,8 @@ class _Writer:
     def _write(self, target: str, result: Picture) -> tuple[str, ...] | None:
         """What writing changed; None if the target has meanwhile appeared and is to be left alone."""
         folder = os.path.dirname(target)
-        if folder not in self._swept:
-            _sweep(folder)
+        if self._tidy and folder not in self._swept:
+            sweep(folder)
             self._swept.add(folder)
         if _leave_alone(target, self._settings):  # again: the batch may have run for hours
             return None

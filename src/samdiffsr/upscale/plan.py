@@ -1,4 +1,4 @@
-"""Which file becomes which: files, folders, trees and patterns in, names out. Nothing is opened here.
+"""Which file becomes which: files, folders, trees, patterns and URIs in, names out. Nothing is opened here.
 
 Paths are text and every folder is resolved once, so that a million files take seconds and a few hundred bytes each.
 """
@@ -6,12 +6,14 @@ Paths are text and every folder is resolved once, so that a million files take s
 import functools
 import glob
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from samdiffsr.errors import ConfigError, ImageError, choose
 from samdiffsr.images import READABLE, WRITABLE, check_target
+from samdiffsr.upscale import remote
 
 FORMATS = {"auto": "", "png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 """What `--format` may be -> the extension it gives."""
@@ -22,7 +24,7 @@ class Job:
     """One image to upscale and the file it becomes.
 
     Attributes:
-        source, target: paths.
+        source, target: paths; or URIs, which `upscale_anywhere` takes.
         fixed: the target's format was asked for; otherwise an image that turns out transparent may become a PNG.
     """
 
@@ -36,6 +38,7 @@ def plan(
     output: str | os.PathLike[str],
     suffix: str = "_x4",
     *,
+    listed: Sequence[str] = (),
     recursive: bool = False,
     format: str = "auto",
 ) -> list[Job]:
@@ -43,10 +46,11 @@ def plan(
 
     Args:
         inputs: files, folders (their images, sorted) or glob patterns (`**` crosses folders). A file that does not
-            exist is planned all the same, so that the others are still done.
+            exist is planned all the same, so that the others are still done. Or URIs of files and folders.
         output: a folder, or with exactly one image as input a file: whatever ends in a known image extension and is
-            not an existing folder. Suffix and format do not apply to a file.
+            not an existing folder. Suffix and format do not apply to a file. Or a URI of either.
         suffix: goes between the name and its extension.
+        listed: more inputs, such as those of `read_list`; here `*`, `?` and brackets are parts of names.
         recursive: take the folders within input folders too, and mirror them in the output. Links to folders, hidden
             folders and the output folder itself are left out.
         format: "auto" keeps the extension if it can be written and takes .png otherwise; "png", "jpg", "webp", "tiff".
@@ -62,8 +66,8 @@ def plan(
     if {"/", os.sep, "\0"} & set(suffix):
         raise ConfigError(f"The suffix is {suffix!r}, but it is part of a file name and cannot contain a separator.")
     wanted = choose(format, FORMATS, "format")
-    sources = _sources(inputs, output, recursive)
-    extension = os.path.splitext(output)[1].lower()
+    sources = _sources([*((given, True) for given in inputs), *((given, False) for given in listed)], output, recursive)
+    extension = os.path.splitext(remote.split(output)[0])[1].lower()
     if extension in READABLE and not os.path.isdir(output):
         if len(sources) != 1:
             raise ImageError(f"The output '{output}' is one file, but there are {len(sources)} inputs; give a folder.")
@@ -74,7 +78,7 @@ def plan(
         jobs = [Job(sources[0][0], output, True)]
     else:
         jobs = [
-            Job(source, os.path.join(output, folder, _name(source, suffix, wanted)), bool(wanted))
+            Job(source, remote.join(output, folder, _name(source, suffix, wanted)), bool(wanted))
             for source, folder in sources
         ]
     _refuse_collisions(jobs)
@@ -82,37 +86,71 @@ def plan(
 
 
 def _name(source: str, suffix: str, wanted: str) -> str:
-    stem, extension = os.path.splitext(os.path.basename(source))
+    stem, extension = os.path.splitext(remote.name_of(source))
     return stem + suffix + (wanted or (extension if extension.lower() in WRITABLE else ".png"))
 
 
-def _sources(inputs: Sequence[str | os.PathLike[str]], output: str, recursive: bool) -> list[tuple[str, str]]:
-    """All input files in the order given, each with its folder inside the output; a file named twice counts once."""
+def read_list(file: str | os.PathLike[str]) -> list[str]:
+    """The lines of a file ("-" is stdin) that are not empty: one path or URI each. ConfigError if it cannot be read."""
+    try:
+        content = sys.stdin.buffer.read() if os.fspath(file) == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"Cannot read the list '{file}': {error.strerror}; check the name.") from error
+    lines = (line.removesuffix("\r") for line in os.fsdecode(content).split("\n"))
+    return [line for line in lines if line]
+
+
+def _sources(
+    inputs: Sequence[tuple[str | os.PathLike[str], bool]], output: str, recursive: bool
+) -> list[tuple[str, str]]:
+    """All input files in the order given, each with its folder inside the output; a file named twice counts once.
+
+    Inputs come with whether they may be patterns.
+    """
     if not inputs:
         raise ImageError("There is no input; give an image, a folder or a pattern.")
     place = _places()
     found = {}
-    for given in inputs:
-        for source, folder in _expanded(os.fspath(given), output, recursive):
+    for given, pattern in inputs:
+        for source, folder in _expanded(os.fspath(given), output, recursive, pattern):
             found.setdefault(place(source), (source, folder))
     return list(found.values())
 
 
-def _expanded(given: str, output: str, recursive: bool) -> Iterable[tuple[str, str]]:
-    if os.path.isdir(given):
+def _expanded(given: str, output: str, recursive: bool, pattern: bool) -> Iterable[tuple[str, str]]:
+    if remote.is_uri(given):
+        files = _of_uri(given, output, recursive)
+    elif os.path.isdir(given):
         files = list(_in_folder(given, output, recursive))
-        if not files:
-            hint = "" if recursive else " (not in its folders, which takes --recursive)"
-            known = " ".join(sorted(READABLE))
-            raise ImageError(f"There is no image in the folder '{given}'{hint}; looked for {known}.")
-        return files
-    if glob.has_magic(given) and not os.path.lexists(given):
+    elif pattern and glob.has_magic(given) and not os.path.lexists(given):
         matches = sorted(path for path in glob.iglob(given, recursive=True) if _is_image(os.path.basename(path)))
         files = [(path, "") for path in matches if not os.path.isdir(path)]
         if not files:
             raise ImageError(f"No image matches the pattern '{given}'; check it, or name a file or a folder.")
-        return files
-    return [(given, "")]
+    else:
+        files = [(given, "")]
+    if not files:
+        hint = "" if recursive else " (not in its folders, which takes --recursive)"
+        known = " ".join(sorted(READABLE))
+        raise ImageError(f"There is no image in the folder '{given}'{hint}; looked for {known}.")
+    return files
+
+
+def _of_uri(given: str, output: str, recursive: bool) -> list[tuple[str, str]]:
+    """The images of a folder as `_in_folder` has them. What ends like an image is taken for one: a list may have millions."""
+    if _is_image(remote.name_of(given)):
+        return [(given, "")]
+    names = remote.listed(given, recursive=recursive)
+    if names is None:
+        return [(given, "")]
+    avoid = remote.split(output)[0].rstrip("/") + "/"
+    files = []
+    for name in names:
+        *folders, last = name.split("/")
+        source = remote.join(given, *folders, last)
+        if _is_image(last) and not any(folder[0] == "." for folder in folders) and not source.startswith(avoid):
+            files.append((folders, last, source))
+    return [(source, "/".join(folders)) for folders, _, source in sorted(files)]
 
 
 def _in_folder(folder: str, output: str, recursive: bool) -> Iterator[tuple[str, str]]:
@@ -141,7 +179,12 @@ def _is_image(name: str) -> bool:
 def _places():
     """A function path -> its own name in its real folder: links to folders are followed, a link to a file stands for itself."""
     real = functools.cache(os.path.realpath)
-    return lambda path: os.path.join(real(os.path.dirname(path) or "."), os.path.basename(path))
+
+    def place(path: str) -> str:
+        here = remote.local_path(path)
+        return path if here is None else os.path.join(real(os.path.dirname(here) or "."), os.path.basename(here))
+
+    return place
 
 
 def _refuse_collisions(jobs: list[Job]) -> None:
@@ -162,4 +205,5 @@ def _refuse_collisions(jobs: list[Job]) -> None:
 
 def as_png(job: Job) -> Job:
     """The same job with a PNG as its target."""
-    return Job(job.source, str(Path(job.target).with_suffix(".png")), job.fixed)
+    target, options = remote.split(job.target)
+    return Job(job.source, os.path.splitext(target)[0] + ".png" + options, job.fixed)
