@@ -133,7 +133,7 @@ def test_upscaling_is_the_same_bytes_and_tells_the_same(two_nodes, photos, capfd
     run(*upscale, "-o", "two", "--cluster", two_nodes, code=1)
     there = capfd.readouterr().err.replace(f"{photos}/", "")
     assert contents(photos / "two") == contents(photos / "one")
-    assert here == there and here.endswith("2 upscaled, 0 skipped, 1 failed.\n")
+    assert there.endswith(here) and here.endswith("2 upscaled, 0 skipped, 1 failed.\n")  # Ray may have spoken before
 
 
 @pytest.mark.timeout(300)
@@ -147,5 +147,5 @@ def test_a_list_of_uris_to_a_uri(two_nodes, photos, tiny_pipe_dir, capfd):
     target = (photos / "two").as_uri()
     run(*line, "--input-list", "list", "-o", target, "--skip-existing", "--cluster", two_nodes, code=1)
     told = "Error: 'file:///no.png' does not exist; check the name.\n2 upscaled, 1 skipped, 1 failed.\n"
-    assert capfd.readouterr().err == told
+    assert capfd.readouterr().err.endswith(told)
     assert contents(photos / "two") == contents(photos / "one") | {"coffee_x4.png": b"precious"}
