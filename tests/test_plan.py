@@ -230,7 +230,7 @@ def test_a_folder_by_its_uri_is_that_folder(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="would overwrite itself"):
         plan([folder], folder.as_uri(), "")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="There is no image in the folder 'file:///.*empty'"):
+    with pytest.raises(ImageError, match=r"There is no image in the folder 'file:///.*empty'"):
         plan([(tmp_path / "empty").as_uri()], tmp_path / "o")
 
 

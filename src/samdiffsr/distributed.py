@@ -5,7 +5,6 @@ on the machine nor on the order, so the files are the same bytes as those of one
 """
 
 import logging
-import os
 import pickle
 import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -70,7 +69,6 @@ def cluster(address: str) -> Iterator[None]:
         return
     try:
         _knock(address)
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would speak of its actors between our sentences
         dashboard = False if address == "local" else None
         ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
