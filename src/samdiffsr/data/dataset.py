@@ -13,6 +13,8 @@ from samdiffsr.data.transforms import JointCrop
 from samdiffsr.errors import ConfigError
 from samdiffsr.resize import SCALE
 
+SHARED = 2  # keeps the draw of an image for several crops apart from other streams of [seed, number]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -36,12 +38,15 @@ class PreparedPhotos:
         crop_lr: side of a crop in LR pixels; images smaller than it are left out (counted in `left_out`).
         candidates: crops drawn for each example, of which the one with the most texture is kept; 1 is plain sampling.
         flips: use the 8 flips and rotations.
+        crops_per_image: so many examples in a row come from one image.
 
     Raises:
         ConfigError: the folder is not a finished prepared folder, or no image is large enough.
     """
 
-    def __init__(self, folder: Path, *, crop_lr: int, candidates: int, flips: bool) -> None:
+    def __init__(
+        self, folder: Path, *, crop_lr: int, candidates: int, flips: bool, crops_per_image: int = 1
+    ) -> None:
         folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
@@ -50,11 +55,14 @@ class PreparedPhotos:
         if manifest.get("schema") != SCHEMA or "images" not in manifest:
             raise ConfigError(f"folder {folder} is of another version or unfinished; prepare it again.")
         self.crop_lr, self.candidates, self.flips = crop_lr, candidates, flips
+        self.crops_per_image = crops_per_image
         parts = ("hr", "lr", "structure")
         every = [
             [np.load(folder / f"{stem}.{part}.npy", mmap_mode="r") for part in parts] for stem in manifest["images"]
         ]
-        self.images = [image for image in every if min(image[1].shape[:2]) >= crop_lr]
+        large = [min(image[1].shape[:2]) >= crop_lr for image in every]
+        self.images = [image for image, fits in zip(every, large, strict=True) if fits]
+        self.stems = [stem for stem, fits in zip(manifest["images"], large, strict=True) if fits]
         self.left_out = len(every) - len(self.images)
         if not self.images:
             raise ConfigError(f"folder {folder} has no image of at least {SCALE * crop_lr}x{SCALE * crop_lr} pixels.")
@@ -62,10 +70,21 @@ class PreparedPhotos:
         weight = np.sqrt([image[1].shape[0] * image[1].shape[1] for image in self.images])
         self.probability = weight / weight.sum()
 
+    def _draw(self, seed: int, index: int) -> tuple[np.random.Generator, int]:
+        """The generator of example `index`, and the number of its image."""
+        rng = np.random.default_rng([seed, index])
+        shared = np.random.default_rng([seed, index // self.crops_per_image, SHARED])
+        chooser = rng if self.crops_per_image == 1 else shared
+        return rng, int(chooser.choice(len(self.images), p=self.probability))
+
+    def stem(self, seed: int, index: int) -> str:
+        """The name of the image that example `index` comes from."""
+        return self.stems[self._draw(seed, index)[1]]
+
     def crop(self, seed: int, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Example number `index`: hr (H, W, 3) uint8, lr (H / 4, W / 4, 3) uint8, structure (H, W) float16."""
-        rng = np.random.default_rng([seed, index])
-        hr, lr, structure = self.images[rng.choice(len(self.images), p=self.probability)]
+        rng, number = self._draw(seed, index)
+        hr, lr, structure = self.images[number]
         drawn = [
             JointCrop.draw(rng, lr.shape[0], lr.shape[1], self.crop_lr, flips=self.flips)
             for _ in range(self.candidates)
