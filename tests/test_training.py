@@ -17,8 +17,8 @@ from samdiffsr.training.checkpoint import checkpoints, load_checkpoint
 from samdiffsr.training.config import PRESETS, DiffusionConfig, LossConfig, OptimConfig, load_config
 from samdiffsr.training.diffusion import DiffusionStage
 from samdiffsr.training.features import STAGES, FeatureLoss
-from samdiffsr.training.state import schedule_factor
 from samdiffsr.training.stages import train_diffusion, train_encoder
+from samdiffsr.training.state import schedule_factor
 from test_data import write_masks
 
 
@@ -71,7 +71,13 @@ def test_both_stages_end_in_a_pipeline_that_works(photos, tmp_path):
 
 
 def test_the_encoder_learns(photos, tmp_path):
-    config = tiny(photos, tmp_path / "run", "encoder.optim.updates=60", "encoder.optim.learning_rate=0.003", "encoder.save_every=60")
+    config = tiny(
+        photos,
+        tmp_path / "run",
+        "encoder.optim.updates=60",
+        "encoder.optim.learning_rate=0.003",
+        "encoder.save_every=60",
+    )
     train_encoder(config, resume=False, progress=quiet)
     losses = [json.loads(line)["pixel"] for line in (tmp_path / "run/encoder/metrics.jsonl").read_text().splitlines()]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
@@ -91,7 +97,10 @@ def test_a_stopped_run_goes_on_bit_equal(photos, tmp_path):
                 with pytest.raises(KeyboardInterrupt):
                     train(config, resume=False, progress=halt)
             train(config, resume=stop, progress=quiet)
-            assert [found.name for found in checkpoints(tmp_path / name / stage / "checkpoints")] == ["00000002", "00000004"]
+            assert [found.name for found in checkpoints(tmp_path / name / stage / "checkpoints")] == [
+                "00000002",
+                "00000004",
+            ]
     assert same(weights(tmp_path / "whole/model"), weights(tmp_path / "parts/model"))
     assert not same(weights(tmp_path / "whole/model"), {})
 

@@ -19,7 +19,14 @@ from samdiffsr.errors import SamDiffSRError
 VERBS = (upscale, prepare, train, convert)
 """In the order of `--help`."""
 
-EXTRAS = {"pycocotools": "train", "pydantic": "train", "yaml": "train"}
+EXTRAS = {
+    "accelerate": "train",
+    "pycocotools": "train",
+    "pydantic": "train",
+    "skimage": "train",
+    "tensorboard": "train",
+    "yaml": "train",
+}
 """Packages that a verb may miss, and the extra that brings each."""
 
 app = typer.Typer(

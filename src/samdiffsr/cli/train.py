@@ -13,7 +13,9 @@ Set = Annotated[
 ]
 Stage = Annotated[Literal["all", "encoder", "diffusion"], typer.Option(help="Which stage to run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the cost; train nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration and the cost; train nothing.")
+]
 
 
 def register(app: typer.Typer) -> None:

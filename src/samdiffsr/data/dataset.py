@@ -44,9 +44,7 @@ class PreparedPhotos:
         ConfigError: the folder is not a finished prepared folder, or no image is large enough.
     """
 
-    def __init__(
-        self, folder: Path, *, crop_lr: int, candidates: int, flips: bool, crops_per_image: int = 1
-    ) -> None:
+    def __init__(self, folder: Path, *, crop_lr: int, candidates: int, flips: bool, crops_per_image: int = 1) -> None:
         folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())

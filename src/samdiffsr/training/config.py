@@ -69,7 +69,9 @@ class LossConfig(_Frozen):
     adversarial: Literal["softplus", "hinge", "relativistic"] = Field(
         "softplus", description="form of the adversarial loss"
     )
-    adversarial_start: int = Field(0, ge=0, description="updates before the term counts; the discriminator learns before")
+    adversarial_start: int = Field(
+        0, ge=0, description="updates before the term counts; the discriminator learns before"
+    )
     discriminator_width: int = Field(48, ge=1, description="channels of the discriminator's first layer")
     discriminator_rate: float = Field(2e-4, gt=0, description="its learning rate, under the same warm-up and schedule")
 
@@ -144,7 +146,9 @@ class ValidationConfig(_Frozen):
     side: int = Field(512, ge=32, description="the central square of so many HR pixels is used, or what there is of it")
     panel: int = Field(4, ge=0, description="images drawn as LR | ours | HR")
     distance: Path | None = Field(None, description="weights of the squeeze distance")
-    best: Literal["psnr_y", "ssim_y", "distance"] = Field("psnr_y", description="the score that says which model is best")
+    best: Literal["psnr_y", "ssim_y", "distance"] = Field(
+        "psnr_y", description="the score that says which model is best"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "ValidationConfig":

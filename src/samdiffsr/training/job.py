@@ -1,6 +1,5 @@
 """A stage's run around the loop: claim the folder, resume, validate, save."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 

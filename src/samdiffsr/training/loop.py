@@ -61,9 +61,7 @@ def run(
             save()
 
 
-def _report(
-    pending: list, state: TrainState, feed: Feed, accelerator: Accelerator, log: Log, folder: Path
-) -> None:
+def _report(pending: list, state: TrainState, feed: Feed, accelerator: Accelerator, log: Log, folder: Path) -> None:
     """Log the updates that wait for it, averaged over the processes; stop the run if one of them went wrong."""
     flat = accelerator.reduce(torch.cat([torch.stack(list(terms.values())) for _, terms, _ in pending]), "mean")
     values = iter(flat.tolist())  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,7 +12,9 @@ from samdiffsr.diffusion.loss import pixel_loss
 from samdiffsr.training.config import LossConfig
 from samdiffsr.training.features import POOLED, FeatureLoss
 
-NOISE = 1  # keeps the stream of an example's noise apart from that of its crop, which PreparedPhotos seeds [seed, index]
+NOISE = (
+    1  # keeps the stream of an example's noise apart from that of its crop, which PreparedPhotos seeds [seed, index]
+)
 
 
 class Outcome(NamedTuple):
@@ -46,7 +48,9 @@ class Objective(nn.Module, ABC):
         neither on the batch it is in nor on the process that computes it. NumPy's, because a torch operation in a feeding
         thread would start a second set of OpenMP threads.
         """
-        each = [self.draw(np.random.default_rng([seed, index, NOISE]), side_hr) for index in range(first, first + count)]
+        each = [
+            self.draw(np.random.default_rng([seed, index, NOISE]), side_hr) for index in range(first, first + count)
+        ]
         joined = {name: [one[name] for one in each] for name in each[0]}
         return {name: torch.from_numpy(np.stack(v)) if name != "phase" else v for name, v in joined.items()}
 

@@ -92,10 +92,10 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionSta
         network = kind.from_pretrained(stage.start / "denoiser", dtype=torch.float32)
     else:
         raise CheckpointError(f"diffusion.start is {stage.start}, but there is no denoiser in that folder.")
-    if network.config["feature_channels"] != encoder.feature_channels:
+    channels = network.config["feature_channels"]  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    if channels != encoder.feature_channels:
         raise ConfigError(
-            f"diffusion.network.feature_channels is {network.config['feature_channels']}, but the encoder has "
-            f"{encoder.feature_channels}."
+            f"diffusion.network.feature_channels is {channels}, but the encoder has {encoder.feature_channels}."
         )
     return DiffusionStage(network, encoder, stage)
 

@@ -33,9 +33,7 @@ def step(
     """
     optim, count = config.optim, len(parts)
     weight = config.loss.adversarial_weight if state.update >= config.loss.adversarial_start else 0.0
-    autocast = torch.autocast(
-        accelerator.device.type, DTYPES[optim.precision], enabled=optim.precision != "float32"
-    )
+    autocast = torch.autocast(accelerator.device.type, DTYPES[optim.precision], enabled=optim.precision != "float32")
     found, judged = [], []
     for number, (batch, draws) in enumerate(parts, 1):
         # Gradients travel between processes with the last part only.

@@ -24,7 +24,7 @@ def ssim_y(sr: np.ndarray, hr: np.ndarray) -> float:
 
     inside = (slice(BORDER, sr.shape[0] - BORDER), slice(BORDER, sr.shape[1] - BORDER))
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    return float(structural_similarity(luma(sr)[inside], luma(hr)[inside], **options))
+    return float(structural_similarity(luma(sr)[inside], luma(hr)[inside], **options))  # pyright: ignore[reportArgumentType]
 
 
 def centre(image: np.ndarray, side: int) -> np.ndarray:
