@@ -177,7 +177,7 @@ def test_every_shift_and_target_trains(photos, target, shift):
 
 def judge(loss, batch):
     """The loss terms of a batch under the noise of examples 0, 1, ..."""
-    return loss(batch, loss.draws(7, 0, len(batch.hr), batch.hr.shape[-1])).terms
+    return loss(batch, loss.draws(7, 0, len(batch.hr))).terms
 
 
 def _stage(**options):

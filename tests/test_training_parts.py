@@ -19,6 +19,7 @@ from samdiffsr.training.checkpoint import checkpoints, load_checkpoint
 from samdiffsr.training.config import DataConfig, _Frozen, load_config
 from samdiffsr.training.cost import estimate_cost
 from samdiffsr.training.feed import Feed
+from samdiffsr.training.objective import normal, uniform
 from samdiffsr.training.stages import diffusion_objective, encoder_objective, train_diffusion, train_encoder
 from samdiffsr.training.validation import centre, ssim_y
 from test_training import photos, quiet, same, tiny, weights  # noqa: F401 - the fixture of a prepared folder
@@ -36,8 +37,11 @@ def lines(file) -> list[dict]:
 
 
 def joined(parts) -> list[torch.Tensor]:
-    """All tensors of an update, its parts laid end to end."""
-    rows = [[batch.hr, batch.lr, batch.structure, draws["noise"], draws["t"]] for batch, draws in parts]
+    """All that examples of an update are made of, its parts laid end to end."""
+    rows = [
+        [batch.hr, batch.lr, batch.structure, draws["t"], torch.tensor(draws["noise"]), torch.tensor(draws["phase"])]
+        for batch, draws in parts
+    ]
     return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
@@ -55,6 +59,30 @@ def test_examples_depend_on_neither_processes_nor_parts_nor_threads(photos, tmp_
             assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     with pytest.raises(SamDiffSRError, match=r"data\.batch is 8.*3 processes"):
         feed(photos, draws, DataConfig(crop_lr=4, batch=8), processes=3)
+
+
+def test_noise_of_an_example_is_its_own_and_standard_normal():
+    shape = torch.Size((4, 3, 64, 64))
+    noise = normal([5, 6, 7, 8], shape, CPU)
+    assert torch.equal(noise[1:3], normal([6, 7], shape, CPU))
+    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    correlation = torch.corrcoef(noise.flatten(1)) - torch.eye(4)
+    assert float(correlation.abs().max()) < 0.05
+    even = uniform(np.random.Philox(0).random_raw(10_000))
+    assert 0 <= even.min() < 0.01 and 0.99 < even.max() < 1
+
+
+def test_draws_follow_their_distributions(photos, tmp_path):  # noqa: F811
+    """t uniform but for the share at t = T, rollout by its share, phases in 0..3; seeds all different."""
+    config = tiny(photos, tmp_path, "diffusion.last_step_share=0.5", "diffusion.rollout=0.25")
+    drawn = diffusion_objective(config, encoder_objective(config).network).draws(0, 10, 2000)
+    t = drawn["t"]
+    assert float((t == 99).float().mean()) == pytest.approx(0.505, abs=0.04)
+    assert np.bincount(t[t < 99] // 33, minlength=3) / 1000 == pytest.approx([0.33] * 3, abs=0.05)
+    assert len(drawn["rolled"]) == pytest.approx(500, abs=70)
+    assert np.bincount(np.ravel(drawn["phase"])) == pytest.approx([1000] * 4, abs=120)
+    assert len({*drawn["noise"], *drawn["rollout_noise"]}) == 2000 + len(drawn["rolled"])
 
 
 def test_an_error_in_a_feeding_thread_is_raised(photos):  # noqa: F811
@@ -110,14 +138,6 @@ def test_the_encoder_learns_on_in_stage_2_at_its_own_rate(photos, tmp_path):  # 
         moved[rate] = max(float((after["encoder"][name] - before[name]).abs().max()) for name in before)
         assert all(torch.equal(before[name], after["encoder"][name]) for name in before if name.startswith("head"))
     assert moved[0.1] == pytest.approx(100 * moved[0.001], rel=0.1)
-
-
-def test_the_last_step_share(photos, tmp_path):  # noqa: F811
-    """Half of the examples at t = T, the others uniform."""
-    config = tiny(photos, tmp_path, "diffusion.last_step_share=0.5")
-    t = diffusion_objective(config, encoder_objective(config).network).draws(0, 0, 1000, 4)["t"]
-    assert float((t == 99).float().mean()) == pytest.approx(0.505, abs=0.05)
-    assert float(t[t < 99].float().mean()) == pytest.approx(49, abs=5)
 
 
 def test_adversarial_terms():

@@ -163,7 +163,7 @@ class TrainConfig(_Frozen):
     family: Literal["light", "paper"]
     photos: Path = Field(description="a prepared folder")
     output: Path
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu"] = "auto"
     tensorboard: bool = Field(True, description="write TensorBoard files beside metrics.jsonl")
     validation: ValidationConfig = ValidationConfig()  # pyright: ignore[reportCallIssue]

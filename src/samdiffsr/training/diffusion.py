@@ -12,7 +12,7 @@ from samdiffsr.diffusion.process import ModulatedProcess
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import DiffusionConfig
-from samdiffsr.training.objective import Objective, Outcome
+from samdiffsr.training.objective import Objective, Outcome, normal, uniform
 
 
 class DiffusionStage(Objective):
@@ -29,16 +29,18 @@ class DiffusionStage(Objective):
             encoder.eval()
         self.process = ModulatedProcess(NoiseSchedule.cosine(config.timesteps), config.shift, config.target)
 
-    def draw(self, rng: np.random.Generator, side_hr: int) -> dict[str, Any]:
-        """t, noise, and whether and with which noise x_t comes from a rolled-out estimate."""
-        config, shape = self.config, (3, side_hr, side_hr)
-        drawn = super().draw(rng, side_hr) | {"noise": rng.standard_normal(shape, np.float32)}
-        t = rng.integers(config.timesteps)
-        drawn["t"] = np.int64(config.timesteps - 1 if rng.random() < config.last_step_share else t)
-        if config.rollout > 0:
-            drawn["rolled"] = np.bool_(rng.random() < config.rollout)
-            drawn["rollout_noise"] = rng.standard_normal(shape, np.float32)
-        return drawn
+    def read(self, words: np.ndarray) -> dict[str, Any]:
+        """Besides "phase": t, seeds of the noise, and which examples start from a rolled-out estimate under which noise."""
+        config = self.config
+        t = (uniform(words[:, 2]) * config.timesteps).astype(np.int64)
+        t[uniform(words[:, 3]) < config.last_step_share] = config.timesteps - 1
+        rolled = np.flatnonzero(uniform(words[:, 4]) < config.rollout)
+        return super().read(words) | {
+            "t": torch.from_numpy(t),
+            "noise": (words[:, 5] >> 1).tolist(),
+            "rolled": torch.from_numpy(rolled),
+            "rollout_noise": (words[rolled, 6] >> 1).tolist(),
+        }
 
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """Gradients reach the encoder, if it learns, through its features; the base is never part of the graph."""
@@ -47,10 +49,11 @@ class DiffusionStage(Objective):
             features, image = self.encoder.encode(batch.lr, with_image=self.config.base == "encoder")  # pyright: ignore
         base = imresize_tensor(batch.lr, SCALE) if image is None else image.detach().float()
         x_0 = (scale * (batch.hr - base)).clamp(-1, 1)
-        start = self._rollout(x_0, features, batch.structure, draws) if self.config.rollout > 0 else x_0
-        x_t = self.process.add_noise(start, draws["noise"], t, batch.structure)
+        start = self._rollout(x_0, features, batch.structure, draws) if len(draws["rolled"]) else x_0
+        noise = normal(draws["noise"], x_0.shape, x_0.device)
+        x_t = self.process.add_noise(start, noise, t, batch.structure)
         prediction = self.network(x_t, t, features).float()
-        target = self.process.training_target(draws["noise"], t, batch.structure, x_0=x_0)
+        target = self.process.training_target(noise, t, batch.structure, x_0=x_0)
         estimate = None
         if self.config.target != "posterior_noise":
             estimate = (self.process.predict_x0(x_t, prediction, t).clamp(-1, 1) / scale + base).clamp(-1, 1)
@@ -61,10 +64,9 @@ class DiffusionStage(Objective):
     def _rollout(self, x_0: Tensor, features: Tensor, structure: Tensor, draws: dict[str, Any]) -> Tensor:
         """x_0 for some examples, the network's own estimate from t = T for the others: what few-step sampling will see."""
         chosen = draws["rolled"]
-        if not bool(chosen.any()):
-            return x_0
-        last = torch.full((int(chosen.sum()),), self.config.timesteps - 1, device=x_0.device)
-        x_t = self.process.add_noise(x_0[chosen], draws["rollout_noise"][chosen], last, structure[chosen])
+        noise = normal(draws["rollout_noise"], x_0.shape, x_0.device)
+        last = torch.full_like(chosen, self.config.timesteps - 1)
+        x_t = self.process.add_noise(x_0[chosen], noise, last, structure[chosen])
         prediction = self.network(x_t, last, features[chosen]).float()
         start = x_0.clone()
         start[chosen] = self.process.predict_x0(x_t, prediction, last).clamp(-1, 1)

@@ -10,16 +10,16 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from samdiffsr.data.dataset import Batch, PreparedPhotos
 from samdiffsr.errors import ConfigError
-from samdiffsr.resize import SCALE
 from samdiffsr.training.config import DataConfig
 
 AHEAD = 2  # updates prepared beyond those that threads are working on
 
 Part = tuple[Batch, dict[str, Any]]
-Draws = Callable[[int, int, int, int], dict[str, Any]]
+Draws = Callable[[int, int, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Feed:
     runs of examples, one for each process, and each run into `accumulate` parts.
 
     Args:
-        draws: the noise of (seed, first example, count, side_hr), as `Objective.draws` gives it.
+        draws: the noise of (seed, first example, count), as `Objective.draws` gives it.
 
     Raises:
         ConfigError: the batch cannot be cut so.
@@ -56,7 +56,7 @@ class Feed:
 
             def submit(count: int) -> Iterator[Callable[[], list[Part]]]:
                 for update in islice(todo, count):
-                    job = partial(self.parts, update)
+                    job = partial(self._ahead, update)
                     yield pool.submit(job).result if self.data.workers else job
 
             queue = deque(submit(self.data.workers + AHEAD))
@@ -79,24 +79,25 @@ class Feed:
         """This process's parts of one update, on the CPU."""
         size = self.data.batch // (self.processes * self.data.accumulate)
         start = update * self.data.batch + self.process * self.data.accumulate * size
-        side_hr = SCALE * self.data.crop_lr
         return [
-            (self.photos.batch(self.seed, first, size), self.draws(self.seed, first, size, side_hr))
+            (self.photos.batch(self.seed, first, size), self.draws(self.seed, first, size))
             for first in range(start, start + self.data.accumulate * size, size)
         ]
 
-    def _to_device(self, parts: list[Part]) -> list[Part]:
-        if self.device.type == "cpu":
-            return parts
-        return [
-            (
-                Batch(self._move(batch.hr), self._move(batch.lr), self._move(batch.structure)),
-                {key: self._move(value) if isinstance(value, torch.Tensor) else value for key, value in draws.items()},
-            )
-            for batch, draws in parts
-        ]
+    def _ahead(self, update: int) -> list[Part]:
+        """`parts` in memory from which a GPU can copy while it computes."""
+        parts = self.parts(update)
+        return _each_tensor(parts, Tensor.pin_memory) if self.device.type == "cuda" else parts
 
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":  # copied while the GPU computes
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+    def _to_device(self, parts: list[Part]) -> list[Part]:
+        return _each_tensor(parts, lambda tensor: tensor.to(self.device, non_blocking=True))
+
+
+def _each_tensor(parts: list[Part], change: Callable[[Tensor], Tensor]) -> list[Part]:
+    return [
+        (
+            Batch(change(batch.hr), change(batch.lr), change(batch.structure)),
+            {key: change(value) if isinstance(value, Tensor) else value for key, value in draws.items()},
+        )
+        for batch, draws in parts
+    ]

@@ -12,9 +12,8 @@ from samdiffsr.diffusion.loss import pixel_loss
 from samdiffsr.training.config import LossConfig
 from samdiffsr.training.features import POOLED, FeatureLoss
 
-NOISE = (
-    1  # keeps the stream of an example's noise apart from that of its crop, which PreparedPhotos seeds [seed, index]
-)
+STREAM = 2  # of each example's random words; those of its crop come from others
+WORDS = 8  # of 64 bits for each example
 
 
 class Outcome(NamedTuple):
@@ -41,22 +40,19 @@ class Objective(nn.Module, ABC):
         self.pixel, self.weight = loss.pixel, loss.features_weight
         self.features = FeatureLoss(loss.features_file) if loss.features_file else None
 
-    def draws(self, seed: int, first: int, count: int, side_hr: int) -> dict[str, Any]:
-        """All randomness of examples first .. first + count - 1: tensors on the CPU, stacked, and lists.
+    def draws(self, seed: int, first: int, count: int) -> dict[str, Any]:
+        """All randomness of examples first .. first + count - 1: small tensors on the CPU, and lists.
 
-        Every example has a generator of its own, seeded by (seed, number of the example), so that its noise depends
-        neither on the batch it is in nor on the process that computes it. NumPy's, because a torch operation in a feeding
-        thread would start a second set of OpenMP threads.
+        Each example has words of its own in a counter-based random stream (Philox, Salmon et al. 2011), so that its noise
+        depends neither on the batch it is in nor on the process that computes it. Noise itself is drawn by `normal`, where
+        it is needed, from the seeds among these: making it ahead would take the feeding threads longer than all the rest.
         """
-        each = [
-            self.draw(np.random.default_rng([seed, index, NOISE]), side_hr) for index in range(first, first + count)
-        ]
-        joined = {name: [one[name] for one in each] for name in each[0]}
-        return {name: torch.from_numpy(np.stack(v)) if name != "phase" else v for name, v in joined.items()}
+        source = np.random.Philox(key=seed + (STREAM << 64), counter=first * WORDS // 4)
+        return self.read(source.random_raw(count * WORDS).reshape(count, WORDS))
 
-    def draw(self, rng: np.random.Generator, side_hr: int) -> dict[str, Any]:  # noqa: ARG002
-        """The draws of one example of `side_hr` HR pixels: here where the feature loss looks, "phase" (top, left)."""
-        return {"phase": rng.integers(POOLED, size=2).tolist()}
+    def read(self, words: np.ndarray) -> dict[str, Any]:
+        """The draws that uint64 (count, WORDS) random words mean: here "phase", where the feature loss looks."""
+        return {"phase": (words[:, :2] % POOLED).tolist()}
 
     @abstractmethod
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
@@ -69,3 +65,14 @@ class Objective(nn.Module, ABC):
         if self.features is not None and estimate is not None:
             terms["features"] = self.weight * self.features(estimate, hr, phase)
         return Outcome(terms, estimate, base)
+
+
+def uniform(words: np.ndarray) -> np.ndarray:
+    """Random words of 64 bits -> float64 in [0, 1)."""
+    return (words >> 11) * 2.0**-53
+
+
+def normal(seeds: list[int], shape: torch.Size, device: torch.device) -> Tensor:
+    """Standard normal noise (len(seeds), *shape[1:]), each example's from a generator of its own."""
+    generators = (torch.Generator(device).manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.randn(shape[1:], generator=one, device=device) for one in generators])
