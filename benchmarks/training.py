@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from samdiffsr.data.dataset import Batch, PreparedPhotos, to_signed
+from samdiffsr.data.dataset import Batch, PreparedPhotos
 from samdiffsr.data.transforms import JointCrop
 from samdiffsr.resize import SCALE
 from samdiffsr.training.config import TrainConfig, load_config
@@ -50,19 +50,18 @@ class PngPhotos:
             self.count += 1
 
     def batch(self, seed: int, first: int, size: int) -> Batch:
-        hrs, lrs, structures = [], [], []
-        for index in range(first, first + size):
-            rng = np.random.default_rng([seed, index])
-            number = rng.integers(self.count)
-            hr, lr, structure = (
-                np.asarray(Image.open(self.folder / f"{number}.{part}.png")) for part in ("hr", "lr", "structure")
-            )
-            top, left = (int(rng.integers(side - self.crop_lr + 1)) for side in lr.shape[:2])
-            crop = JointCrop(top, left, self.crop_lr)
-            hrs.append(to_signed(crop.apply(hr, SCALE)))
-            lrs.append(to_signed(crop.apply(lr, 1)))
-            structures.append(torch.from_numpy(crop.apply(structure, SCALE)[None].astype(np.float32)) / 64 - 2)
-        return Batch(torch.stack(hrs), torch.stack(lrs), torch.stack(structures))
+        crops = [self.crop(np.random.default_rng([seed, index])) for index in range(first, first + size)]
+        hr, lr, structure = (np.stack(part).astype(np.float32) for part in zip(*crops, strict=True))
+        hr, lr = (torch.from_numpy(part.transpose(0, 3, 1, 2) / np.float32(127.5) - 1) for part in (hr, lr))
+        return Batch(hr, lr, torch.from_numpy(structure[:, None] / 64 - 2))
+
+    def crop(self, rng: np.random.Generator) -> list[np.ndarray]:
+        number = rng.integers(self.count)
+        files = [self.folder / f"{number}.{part}.png" for part in ("hr", "lr", "structure")]
+        hr, lr, structure = (np.asarray(Image.open(file)) for file in files)
+        top, left = (int(rng.integers(side - self.crop_lr + 1)) for side in lr.shape[:2])
+        crop = JointCrop(top, left, self.crop_lr)
+        return [crop.apply(hr, SCALE), crop.apply(lr, 1), crop.apply(structure, SCALE)]
 
 
 def objective_of(config: TrainConfig, name: str) -> Objective:

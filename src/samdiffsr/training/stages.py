@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from samdiffsr.data.dataset import to_signed
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.models.encoder import RRDBEncoder
@@ -43,7 +42,8 @@ def train_encoder(config: TrainConfig, *, resume: bool, progress: Progress) -> P
     @torch.inference_mode()
     def upscale(lr: np.ndarray) -> np.ndarray:
         device = next(network.parameters()).device
-        sr = network(to_signed(lr)[None].to(device)).float()[0]
+        signed = torch.from_numpy(lr).to(device).permute(2, 0, 1).float() / 127.5 - 1
+        sr = network(signed[None]).float()[0]
         return ((sr + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
     return train(
