@@ -195,7 +195,7 @@ def test_structure_reaches_the_noise(photos):
     assert float(batch.structure.abs().max()) > 0
     for shift, differs in (("bridge", True), ("none", False)):
         loss, _ = _stage(shift=shift, target="marginal_noise")
-        assert (float(judge(loss, batch)["pixel"]) != float(judge(loss, plain)["pixel"])) == differs
+        assert (judge(loss, batch)["pixel"].item() != judge(loss, plain)["pixel"].item()) == differs
 
 
 def test_rollout_feeds_the_networks_own_estimate(photos):
@@ -205,7 +205,7 @@ def test_rollout_feeds_the_networks_own_estimate(photos):
         loss, network = _stage(target="sample", rollout=rollout)
         seen = []
         network.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[1].tolist()))
-        values.append(float(judge(loss, batch)["pixel"]))
+        values.append(judge(loss, batch)["pixel"].item())
     assert values[0] != values[1]
     assert seen[0] == [99, 99]
     assert len(seen) == 2
@@ -293,6 +293,9 @@ def test_a_finished_run_is_not_overwritten(photos, tmp_path):
         train_encoder(config, resume=False, progress=quiet)
 
 
+POSTERIOR = ("diffusion.target=posterior_noise", "diffusion.scheduler=ddpm", "diffusion.steps=100")
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -304,6 +307,13 @@ def test_a_finished_run_is_not_overwritten(photos, tmp_path):
         (["diffusion.steps=101"], "101"),
         (["encoder.loss.features_weight=0.1"], "features_file"),
         (["seed"], "section.key=value"),
+        (["seed=["], "seed=["),
+        (["encoder.optim.schedule=step"], "step_every"),
+        (["encoder.optim.step_every=2"], "step_every"),
+        (["encoder.optim.precision=int8"], "precision"),
+        (["encoder.loss.adversarial=wasserstein"], "'hinge'"),
+        (["validation.best=distance"], "validation.distance"),
+        ([*POSTERIOR, "diffusion.loss.adversarial_weight=0.1"], "adversarial_weight"),
         (["family.x=1"], "not a section"),
     ],
 )

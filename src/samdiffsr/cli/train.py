@@ -1,8 +1,11 @@
 """`samdiffsr train light-cpu --set photos=data --set output=run`: train the encoder, then the denoiser."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from samdiffsr.training.config import TrainConfig
 
 Config = Annotated[
     str,
@@ -40,7 +43,7 @@ def train(
         _train(settings, stages, resume)
 
 
-def _train(settings, stages: list[str], resume: bool) -> None:
+def _train(settings: "TrainConfig", stages: list[str], resume: bool) -> None:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -66,7 +69,7 @@ def _train(settings, stages: list[str], resume: bool) -> None:
     stop()
 
 
-def _print_plan(settings, stages: list[str]) -> None:
+def _print_plan(settings: "TrainConfig", stages: list[str]) -> None:
     import json
 
     import yaml

@@ -55,7 +55,7 @@ class DiffusionStage(Objective):
         prediction = self.network(x_t, t, features).float()
         target = self.process.training_target(noise, t, batch.structure, x_0=x_0)
         estimate = None
-        if self.config.target != "posterior_noise":
+        if self.judged or self.features is not None:
             estimate = (self.process.predict_x0(x_t, prediction, t).clamp(-1, 1) / scale + base).clamp(-1, 1)
         phase = draws["phase"]
         return self._outcome(prediction, target, estimate=estimate, base=base, hr=batch.hr, phase=phase)

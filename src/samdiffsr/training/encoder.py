@@ -19,7 +19,7 @@ class EncoderStage(Objective):
         self.trained, self.rates = {"encoder": network}, {"encoder": 1.0}
 
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
-        """The base, for a discriminator, is MATLAB bicubic."""
+        """To a discriminator the base is MATLAB bicubic."""
         estimate = self.network(batch.lr).float()
-        base = imresize_tensor(batch.lr, SCALE)
+        base = imresize_tensor(batch.lr, SCALE) if self.judged else None
         return self._outcome(estimate, batch.hr, estimate=estimate, base=base, hr=batch.hr, phase=draws["phase"])

@@ -83,19 +83,21 @@ def train(job: Job, *, resume: bool, progress: Progress) -> Path:
 
     if state.update >= stage.optim.updates:  # finished before: only what does not concern training can have changed
         keep(job.last)
-    run(
-        job.objective,
-        state,
-        feed,
-        stage,
-        job.folder / "checkpoints",
-        accelerator=accelerator,
-        log=log,
-        validate=validate,
-        validate_every=config.validation.every,
-        save=save,
-    )
-    log.close()
+    try:
+        run(
+            job.objective,
+            state,
+            feed,
+            stage,
+            job.folder / "checkpoints",
+            accelerator=accelerator,
+            log=log,
+            validate=validate,
+            validate_every=config.validation.every,
+            save=save,
+        )
+    finally:
+        log.close()
     return job.last
 
 

@@ -17,11 +17,12 @@ WORDS = 8  # of 64 bits for each example
 
 
 class Outcome(NamedTuple):
-    """Named loss terms, whose sum is minimised; the HR estimate (N, 3, H, W) in [-1, 1], if there is one, and its base."""
+    """Named loss terms, whose sum is minimised; and, for a discriminator, the HR estimate and its base, (N, 3, H, W) in
+    [-1, 1] (None where nobody asks for them)."""
 
     terms: dict[str, Tensor]
     estimate: Tensor | None
-    base: Tensor
+    base: Tensor | None
 
 
 class Objective(nn.Module, ABC):
@@ -30,6 +31,7 @@ class Objective(nn.Module, ABC):
     Attributes:
         trained: the networks that learn, by name; of the others no gradient is taken.
         rates: learning rate of each, as a factor of the stage's.
+        judged: whether a discriminator will see the estimate.
     """
 
     trained: dict[str, nn.Module]
@@ -37,7 +39,7 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, loss: LossConfig) -> None:
         super().__init__()
-        self.pixel, self.weight = loss.pixel, loss.features_weight
+        self.pixel, self.weight, self.judged = loss.pixel, loss.features_weight, loss.adversarial_weight > 0
         self.features = FeatureLoss(loss.features_file) if loss.features_file else None
 
     def draws(self, seed: int, first: int, count: int) -> dict[str, Any]:
@@ -59,7 +61,14 @@ class Objective(nn.Module, ABC):
         """The loss of one batch."""
 
     def _outcome(
-        self, prediction: Tensor, target: Tensor, *, estimate: Tensor | None, base: Tensor, hr: Tensor, phase: list
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        *,
+        estimate: Tensor | None,
+        base: Tensor | None,
+        hr: Tensor,
+        phase: list,
     ) -> Outcome:
         terms = {"pixel": pixel_loss(prediction, target, self.pixel)}
         if self.features is not None and estimate is not None:

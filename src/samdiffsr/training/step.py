@@ -49,19 +49,32 @@ def step(
     norm = _advance(state.adam, state.parameters, state, optim.clip_norm)
     state.ema.step(state.parameters)
     means = {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
-    if rival is not None and state.opponent is not None and state.opponent_adam is not None:
-        state.opponent.network.estimate_norms()
-        verdicts = []
-        for number, images in enumerate(judged, 1):
-            with nullcontext() if number == count else accelerator.no_sync(rival):
-                with autocast:
-                    verdict = rival(*images)
-                state.scaler.scale(verdict / count).backward()
-            verdicts.append(verdict.detach())
-        _advance(state.opponent_adam, list(state.opponent.parameters()), state, optim.clip_norm)
-        means["discriminator"] = torch.stack(verdicts).mean()
+    if rival is not None:
+        means["discriminator"] = _train_opponent(rival, judged, state, optim.clip_norm, autocast, accelerator)
     state.scaler.update()
     return means | {"grad_norm": norm}
+
+
+def _train_opponent(
+    rival: nn.Module,
+    judged: list[tuple[Tensor, Tensor, Tensor]],
+    state: TrainState,
+    clip_norm: float | None,
+    autocast: torch.autocast,
+    accelerator: Accelerator,
+) -> Tensor:
+    """One step of the discriminator on (hr, estimate, base) of each part; its loss."""
+    assert state.opponent is not None and state.opponent_adam is not None
+    state.opponent.network.estimate_norms()
+    losses = []
+    for number, images in enumerate(judged, 1):
+        with nullcontext() if number == len(judged) else accelerator.no_sync(rival):
+            with autocast:
+                loss = rival(*images)
+            state.scaler.scale(loss / len(judged)).backward()
+        losses.append(loss.detach())
+    _advance(state.opponent_adam, list(state.opponent.parameters()), state, clip_norm)
+    return torch.stack(losses).mean()
 
 
 def _sum(terms: dict[str, Tensor]) -> Tensor:
