@@ -43,13 +43,17 @@ def test_importing_sets_no_global_torch_state():
         "    torch.initial_seed(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())\n"
         "before = state()\n"
         "import samdiffsr.pipeline, samdiffsr.convert, samdiffsr.upscale, samdiffsr.training.stages\n"
+        "import samdiffsr.evaluation.page, samdiffsr.schedulers\n"
+        "import samdiffsr.masks.sam, samdiffsr.masks.folder\n"
         "print(state() == before)"
     )
     assert run_python(code) == "True"
 
 
 def test_importing_needs_no_torchvision():
-    code = "import sys; sys.modules['torchvision'] = None; import samdiffsr.pipeline; print('fine')"
+    code = (
+        "import sys; sys.modules['torchvision'] = None; import samdiffsr.pipeline, samdiffsr.masks.sam; print('fine')"
+    )
     assert run_python(code) == "fine"
 
 

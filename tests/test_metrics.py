@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from skimage.color import rgb2ycbcr
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from samdiffsr import SamDiffSRError
-from samdiffsr.evaluation.metrics import SqueezeDistance, luma, psnr_y
+from samdiffsr import SamDiffSRError, imresize
+from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, luma, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 
 
 def pair(seed=0):
@@ -37,6 +37,46 @@ def test_psnr_of_equal_images_and_of_unequal_sizes():
         psnr_y(sr[:, :-1], hr)
     with pytest.raises(SamDiffSRError, match="nothing left"):
         psnr_y(sr[:8], hr[:8])
+
+
+@pytest.mark.parametrize("border", [0, 4])
+def test_psnr_rgb_is_scikit_images(border):
+    sr, hr = pair()
+    cut = (slice(border, 40 - border), slice(border, 48 - border))
+    expected = peak_signal_noise_ratio(hr[cut], sr[cut], data_range=255)
+    assert psnr_rgb(sr, hr, border=border) == pytest.approx(expected, abs=1e-6)
+
+
+# With these settings scikit-image takes Wang's window, and leaves out the 5 pixels beside the edge where it is incomplete.
+WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+
+
+@pytest.mark.parametrize("border", [0, 4])
+def test_ssim_is_scikit_images(border):
+    sr, hr = pair()
+    cut = (slice(border, 40 - border), slice(border, 48 - border))
+    y_sr, y_hr = (rgb2ycbcr(image)[..., 0][cut] for image in (sr, hr))
+    assert ssim_y(sr, hr, border=border) == pytest.approx(structural_similarity(y_hr, y_sr, **WANG), abs=1e-6)
+    rgb = structural_similarity(hr[cut].astype(float), sr[cut].astype(float), channel_axis=2, **WANG)
+    assert ssim_rgb(sr, hr, border=border) == pytest.approx(rgb, abs=1e-6)
+
+
+def test_ssim_of_equal_and_of_too_small_images():
+    sr, hr = pair()
+    assert ssim_y(hr, hr) == pytest.approx(1, abs=1e-12)
+    assert ssim_y(sr[:19, :19], hr[:19, :19]) < 1
+    with pytest.raises(SamDiffSRError, match="11x11"):
+        ssim_y(sr[:18], hr[:18])
+
+
+def test_lr_psnr_shrinks_the_result_to_8_bit():
+    sr, hr = pair()
+    lr = imresize(hr, 1 / 4)
+    assert lr_psnr(hr, lr) == float("inf")
+    expected = peak_signal_noise_ratio(lr, imresize(sr, 1 / 4), data_range=255)
+    assert lr_psnr(sr, lr) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(SamDiffSRError, match="different shapes"):
+        lr_psnr(sr, lr[1:])
 
 
 @pytest.fixture

@@ -252,8 +252,8 @@ def test_feature_loss_is_part_of_the_total(photos, feature_file):
     for weight in (0.1, 0.2):
         loss, _ = _stage(target="velocity", loss=LossConfig(features_weight=weight, features_file=feature_file))
         values[weight] = judge(loss, batch)
-    assert float(values[0.2]["features"]) == pytest.approx(2 * float(values[0.1]["features"]))
-    assert float(values[0.2]["pixel"]) == float(values[0.1]["pixel"])
+    assert values[0.2]["features"].item() == pytest.approx(2 * values[0.1]["features"].item())
+    assert values[0.2]["pixel"].item() == values[0.1]["pixel"].item()
 
 
 def test_missing_feature_weights_are_named(tmp_path):

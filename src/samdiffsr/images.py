@@ -202,11 +202,15 @@ def write_image(picture: Picture, path: str | os.PathLike[str]) -> None:
         image.save(buffer, format=format_, **options)
     except (OSError, ValueError) as error:
         raise ImageError(f"Cannot write '{path}': {_reason(error)}; try .png.") from error
-    _write_whole(buffer.getbuffer(), path)
+    write_whole(buffer.getbuffer(), path)
 
 
-def _write_whole(content: memoryview, path: Path) -> None:
-    """Write `content` to a temporary file in the folder of `path`, then move it there; nothing is left on failure."""
+def write_whole(content: bytes | memoryview, path: Path) -> None:
+    """Write `content` to a temporary file in the folder of `path`, then move it there; nothing is left on failure.
+
+    Raises:
+        ImageError: no such folder, no permission, disk full.
+    """
     temporary = path.parent / f".samdiffsr-{secrets.token_hex(8)}.tmp"  # short: the final name may have 255 bytes
     try:
         try:

@@ -3,7 +3,8 @@
 A verb is a module with `register(app)`, imported below. At import it may load typer and nothing heavier: torch, diffusers,
 numpy, Pillow and rich belong inside its function, so that `samdiffsr --help` stays under 0.3 s.
 
-Exit codes: 0 all done; 2 an error the user can mend, told in one sentence on stderr; 130 interrupted.
+Exit codes: 0 all done; 1 all but some photographs, which are named (masks); 2 an error the user can mend, told in one
+sentence on stderr; 130 interrupted.
 """
 
 import sys
@@ -13,19 +14,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from samdiffsr import __version__
-from samdiffsr.cli import convert, prepare, train, upscale
+from samdiffsr.cli import convert, evaluate, masks, prepare, train, upscale
 from samdiffsr.errors import SamDiffSRError
 
-VERBS = (upscale, prepare, train, convert)
+VERBS = (upscale, masks, prepare, train, evaluate, convert)
 """In the order of `--help`."""
 
 EXTRAS = {
     "accelerate": "train",
     "pycocotools": "train",
     "pydantic": "train",
-    "skimage": "train",
     "tensorboard": "train",
     "yaml": "train",
+    "transformers": "sam",
+    "skimage": "sam",
+    "scipy": "sam",
 }
 """Packages that a verb may miss, and the extra that brings each."""
 

@@ -1,6 +1,8 @@
-"""Metrics of super-resolution, each with its protocol."""
+"""Metrics of super-resolution, each with its protocol: `METRICS` says what every figure means."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,8 +11,70 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from samdiffsr.errors import CheckpointError, ImageError
+from samdiffsr.resize import SCALE, imresize
 
-BORDER = 4
+BORDER = 4  # HR pixels left out on each side by PSNR and SSIM: the convention for x4
+WINDOW = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+WINDOW /= WINDOW.sum()  # the 11x11 Gaussian of SSIM is the outer product of this with itself
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a figure means.
+
+    Attributes:
+        name: as options and the JSON report have it.
+        label: as tables have it, with the unit.
+        better: "higher" or "lower".
+        digits: decimals worth printing.
+        protocol: everything needed to repeat the figure, in a line.
+    """
+
+    name: str
+    label: str
+    better: Literal["higher", "lower"]
+    digits: int
+    protocol: str
+
+
+_PIXELS = f"8-bit results, {BORDER} pixels cut from each side, mean over images"
+_WHOLE = "8-bit RGB results, whole image, mean over images"
+_SSIM = "11x11 Gaussian window of sigma 1.5, windows wholly inside only, K1 0.01, K2 0.03, L 255"
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("psnr-y", "PSNR-Y (dB)", "higher", 2, f"Y of BT.601 in [16, 235], not rounded, peak 255; {_PIXELS}"),
+        Metric("ssim-y", "SSIM-Y", "higher", 4, f"Y of BT.601 in [16, 235], not rounded; {_SSIM}; {_PIXELS}"),
+        Metric("psnr-rgb", "PSNR-RGB (dB)", "higher", 2, f"one mean squared error over R, G and B; {_PIXELS}"),
+        Metric("ssim-rgb", "SSIM-RGB", "higher", 4, f"mean of the three channels; {_SSIM}; {_PIXELS}"),
+        Metric(
+            "lr-psnr",
+            "LR-PSNR (dB)",
+            "higher",
+            2,
+            "consistency: RGB PSNR between the result shrunk by MATLAB's bicubic x1/4 to 8 bit and the LR input; "
+            "no border cut, mean over images",
+        ),
+        Metric("lpips-alex", "LPIPS-Alex", "lower", 4, f"LPIPS 0.1 (arXiv 1801.03924), AlexNet; {_WHOLE}"),
+        Metric("lpips-vgg", "LPIPS-VGG", "lower", 4, f"LPIPS 0.1 (arXiv 1801.03924), VGG16; {_WHOLE}"),
+        Metric(
+            "squeeze",
+            "squeeze distance",
+            "lower",
+            4,
+            "NOT LPIPS: SqueezeNet 1.1 (Caffe weights) under the heads of LPIPS-squeeze, comparable with itself only; "
+            f"{_WHOLE}",
+        ),
+        Metric(
+            "fid",
+            "FID",
+            "lower",
+            2,
+            "Frechet distance of the 2048 pool3 features of the TensorFlow Inception (pytorch-fid's port), each whole image "
+            "resized to 299x299 (bilinear, no antialiasing); results against the HR images of this set",
+        ),
+    )
+}
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -19,7 +83,7 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 
 def psnr_y(sr: np.ndarray, hr: np.ndarray, *, border: int = BORDER) -> float:
-    """PSNR in dB on the Y channel, `border` pixels cut from each side; the convention of the SR literature (x4: 4).
+    """PSNR in dB on the Y channel, `border` pixels cut from each side; infinite for equal images.
 
     Args:
         sr, hr: uint8 (H, W, 3) of one size.
@@ -27,14 +91,80 @@ def psnr_y(sr: np.ndarray, hr: np.ndarray, *, border: int = BORDER) -> float:
     Raises:
         ImageError: the sizes differ, or nothing is left inside the border.
     """
+    return _psnr(luma(sr), luma(hr), border)
+
+
+def psnr_rgb(sr: np.ndarray, hr: np.ndarray, *, border: int = BORDER) -> float:
+    """PSNR in dB of one mean squared error over the three channels; else as `psnr_y`."""
+    return _psnr(sr.astype(np.float64), hr.astype(np.float64), border)
+
+
+def ssim_y(sr: np.ndarray, hr: np.ndarray, *, border: int = BORDER) -> float:
+    """SSIM (Wang et al. 2004) on the Y channel, as the authors' MATLAB code has it: windows wholly inside the image only.
+
+    Args:
+        sr, hr: uint8 (H, W, 3) of one size.
+
+    Raises:
+        ImageError: the sizes differ, or less than 11x11 pixels are left inside the border.
+    """
+    return _ssim(luma(sr), luma(hr), border)
+
+
+def ssim_rgb(sr: np.ndarray, hr: np.ndarray, *, border: int = BORDER) -> float:
+    """Mean SSIM of the three channels; else as `ssim_y`."""
+    return _ssim(sr.astype(np.float64), hr.astype(np.float64), border)
+
+
+def lr_psnr(sr: np.ndarray, lr: np.ndarray) -> float:
+    """Consistency: PSNR in dB (RGB, no border) between the result shrunk to the input's size, in 8 bit, and the input.
+
+    Args:
+        sr: uint8 (4 h, 4 w, 3).
+        lr: uint8 (h, w, 3).
+
+    Raises:
+        ImageError: the sizes do not fit.
+    """
+    return psnr_rgb(imresize(sr, 1 / SCALE), lr, border=0)
+
+
+def _inside(sr: np.ndarray, hr: np.ndarray, border: int, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both without their borders; ImageError unless of one shape with `least` pixels a side left."""
     if sr.shape != hr.shape:
         raise ImageError(f"the images to compare have different shapes, {sr.shape} and {hr.shape}.")
-    inside = (slice(border, sr.shape[0] - border), slice(border, sr.shape[1] - border))
-    difference = (luma(sr) - luma(hr))[inside]
-    if difference.size == 0:
-        raise ImageError(f"an image of shape {sr.shape} has nothing left inside a border of {border} pixels.")
-    error = np.mean(difference**2)
+    height, width = sr.shape[0] - 2 * border, sr.shape[1] - 2 * border
+    if min(height, width) < least:
+        raise ImageError(
+            f"an image of shape {sr.shape} has nothing left inside a border of {border} pixels; "
+            f"this metric needs {least}x{least} there."
+        )
+    inside = (slice(border, border + height), slice(border, border + width))
+    return sr[inside], hr[inside]
+
+
+def _psnr(sr: np.ndarray, hr: np.ndarray, border: int) -> float:
+    sr, hr = _inside(sr, hr, border, 1)
+    error = np.mean((sr - hr) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def _ssim(sr: np.ndarray, hr: np.ndarray, border: int) -> float:
+    x, y = _inside(sr, hr, border, len(WINDOW))
+    mean_x, mean_y = _blur(x), _blur(y)
+    variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    below = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return float(np.mean(above / below))
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    """Weighted means over the window: (H, W, ...) -> (H - 10, W - 10, ...)."""
+    height, width = image.shape[0] - len(WINDOW) + 1, image.shape[1] - len(WINDOW) + 1
+    rows = sum(weight * image[tap : tap + height] for tap, weight in enumerate(WINDOW))
+    return sum(weight * rows[:, tap : tap + width] for tap, weight in enumerate(WINDOW))  # type: ignore[index]
 
 
 class SqueezeDistance:

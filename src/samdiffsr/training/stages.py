@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from torch import nn
@@ -12,7 +11,8 @@ from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.models.encoder import RRDBEncoder
 from samdiffsr.models.light import LightDenoiser, LightEncoder
 from samdiffsr.models.unet import ConditionalUNet
-from samdiffsr.pipeline import SamDiffSRPipeline, make_scheduler
+from samdiffsr.pipeline import SamDiffSRPipeline
+from samdiffsr.schedulers import named_scheduler
 from samdiffsr.training.config import DiffusionConfig, StageConfig, TrainConfig
 from samdiffsr.training.diffusion import DiffusionStage
 from samdiffsr.training.encoder import EncoderStage
@@ -21,12 +21,6 @@ from samdiffsr.training.log import Progress
 
 ENCODERS = {"light": LightEncoder, "paper": RRDBEncoder}
 DENOISERS = {"light": LightDenoiser, "paper": ConditionalUNet}
-SCHEDULERS = {
-    "ddpm": (diffusers.DDPMScheduler, {}),
-    "ddim": (diffusers.DDIMScheduler, {"timestep_spacing": "trailing"}),
-    "lcm": (diffusers.LCMScheduler, {}),
-    "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
-}
 
 
 def train_encoder(config: TrainConfig, *, resume: bool, progress: Progress) -> Path:
@@ -115,11 +109,10 @@ def build(network: type[nn.Module], stage: StageConfig, seed: int) -> nn.Module:
 
 
 def _pipeline(objective: DiffusionStage, stage: DiffusionConfig) -> SamDiffSRPipeline:
-    scheduler_class, options = SCHEDULERS[stage.scheduler]
     pipe = SamDiffSRPipeline(
         objective.encoder,
         objective.network,
-        make_scheduler(scheduler_class, NoiseSchedule.cosine(stage.timesteps), stage.target, **options),
+        named_scheduler(stage.scheduler, NoiseSchedule.cosine(stage.timesteps), stage.target),
         base=stage.base,
         residual_scale=stage.residual_scale,
         shift=stage.shift,

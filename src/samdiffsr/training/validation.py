@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from samdiffsr.errors import ConfigError
-from samdiffsr.evaluation.metrics import BORDER, SqueezeDistance, luma, psnr_y
+from samdiffsr.evaluation.metrics import SqueezeDistance, psnr_y, ssim_y
 from samdiffsr.images import READABLE, read_image
 from samdiffsr.resize import SCALE, imresize
 from samdiffsr.training.config import ValidationConfig
@@ -16,15 +16,6 @@ from samdiffsr.training.config import ValidationConfig
 PANEL_SIDE = 256  # HR pixels; larger ones would fill the disk over a long run
 
 Upscale = Callable[[np.ndarray], np.ndarray]
-
-
-def ssim_y(sr: np.ndarray, hr: np.ndarray) -> float:
-    """SSIM on Y, border cut as for `psnr_y`: Gaussian window of deviation 1.5, as in the SR literature."""
-    from skimage.metrics import structural_similarity
-
-    inside = (slice(BORDER, sr.shape[0] - BORDER), slice(BORDER, sr.shape[1] - BORDER))
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    return float(structural_similarity(luma(sr)[inside], luma(hr)[inside], **options))  # pyright: ignore[reportArgumentType]
 
 
 def centre(image: np.ndarray, side: int) -> np.ndarray:

@@ -1,0 +1,150 @@
+"""`samdiffsr evaluate --hr Set5/HR --lr Set5/LR -m default --baseline bicubic -o report`: score results and show them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NOTES = 8  # told on the screen; the report has all of them
+
+HR = Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of original images.")]
+LR = Annotated[
+    Path | None,
+    typer.Option(
+        "--lr", metavar="DIR", help="Their x1/4 images, of the same names.  [default: MATLAB's bicubic of HR]"
+    ),
+]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for report.json, .md and .html.")]
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL[@steps=N,scheduler=NAME]",
+        help="'default', a pipeline folder or a released .ckpt file; repeatable.  [default: 'default', if nothing is given]",
+    ),
+]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--outputs", metavar="NAME=DIR", help="Results made elsewhere, x4, named like HR; repeatable."),
+]
+Baseline = Annotated[
+    list[str] | None, typer.Option("--baseline", metavar="NAME", help="bicubic or lanczos; repeatable.")
+]
+Perceptual = Annotated[
+    list[str] | None,
+    typer.Option("--perceptual", metavar="NAME", help="lpips-alex, lpips-vgg, squeeze or fid; repeatable."),
+]
+WeightsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights-dir",
+        metavar="DIR",
+        help="Holds their weights; missing ones are downloaded into it.  [default: samdiffsr in the user's cache]",
+    ),
+]
+Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="Seeds that models sample with, e.g. 0,1,2.")]
+Pictures = Annotated[int, typer.Option(min=0, metavar="N", help="Images that the page shows, the first by name.")]
+Published = Annotated[bool, typer.Option("--published", help="Add the paper's own figures, marked as quoted.")]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="Of the models: auto, cpu, cuda, ... Metrics run on the CPU.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a report that exists.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    hr: HR,
+    output: Output,
+    lr: LR = None,
+    model: Model = None,
+    outputs: Outputs = None,
+    baseline: Baseline = None,
+    perceptual: Perceptual = None,
+    weights_dir: WeightsDir = None,
+    seeds: Seeds = "0",
+    pictures: Pictures = 6,
+    published: Published = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Score models, interpolations and other results against originals: PSNR, SSIM, LR-PSNR, LPIPS, FID.
+
+    Every figure comes with its protocol. The same command gives the same figures.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from samdiffsr.evaluation import benchmark, methods, page, pairs, report, weights
+
+    numbers = _seeds(seeds)
+    _claim(output, overwrite)
+    found = pairs.find_pairs(hr, lr)
+    if not (model or outputs or baseline):
+        model = ["default"]
+    rows = [methods.baseline(name) for name in baseline or []]
+    notes = []
+    for given in outputs or []:
+        row, others = methods.outputs(given, [pair.name for pair in found])
+        rows.append(row)
+        if others:
+            notes.append(f"{len(others)} images in the folder of {row.label!r} belong to no HR image")
+    rows += [methods.model(spec, device) for spec in model or []]
+    folder = weights_dir or weights.default_folder()
+    judges = benchmark.perceptual(perceptual or [], folder, images=len(found))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluate", total=None)
+        result = benchmark.run(
+            found,
+            rows,
+            seeds=numbers,
+            judges=judges,
+            pictures=pictures,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    result.notes += notes
+    settings = {
+        "hr": str(hr),
+        "lr": "MATLAB's bicubic x1/4 of HR" if lr is None else str(lr),
+        "models": model or [],
+        "outputs": outputs or [],
+        "baselines": baseline or [],
+        "perceptual": perceptual or [],
+        "seeds": numbers,
+        "device": device,
+    }
+    title = hr.resolve().parent.name if hr.name.upper() == "HR" else hr.resolve().name
+    whole = report.document(result, rows, title=title, settings=settings, judges=judges, published=published)
+    files = report.write_reports(whole, page.to_html(whole, result.pictures), output)
+    typer.echo(report.markdown_table(report.summary_table(whole)) + "\n")
+    for line in [*report.protocol_lines(whole), *(f"Note: {note}." for note in result.notes[:NOTES])]:
+        typer.echo(line)
+    if len(result.notes) > NOTES:
+        typer.echo(f"{len(result.notes) - NOTES} more notes are in the report.")
+    typer.echo(f"\n{', '.join(map(str, files))}")
+
+
+def _seeds(text: str) -> list[int]:
+    from samdiffsr.errors import ConfigError
+
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) < 2**63 for word in words):
+        raise ConfigError(f"seeds is {text!r}, but must be whole numbers from 0 with commas between, such as 0,1,2.")
+    return [int(word) for word in words]
+
+
+def _claim(folder: Path, overwrite: bool) -> None:
+    """Make the report's folder before the work, and refuse to replace a report unasked."""
+    from samdiffsr.errors import ConfigError
+
+    if (folder / "report.json").exists() and not overwrite:
+        raise ConfigError(f"'{folder}' holds a report already; give --overwrite to replace it, or another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Cannot make the folder '{folder}': {error.strerror}.") from None

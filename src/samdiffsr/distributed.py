@@ -1,0 +1,103 @@
+"""Work over many machines with Ray Data: the functions that one machine calls, called anywhere, results as they come.
+
+Every machine must see the same files under the same paths (a network file system). What an item becomes depends neither
+on the machine nor on the order, so the files are the same bytes as those of one machine.
+"""
+
+import logging
+import pickle
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from samdiffsr.errors import ConfigError, SamDiffSRError
+
+Make = Callable[[], Callable[[Any], Any]]
+"""Called once in each worker process: loads what is slow to load and returns the function for one item."""
+
+CONNECT_SECONDS = 10
+
+
+class _Worker:
+    """One process of the cluster. Items and results travel as pickles, for Ray Data's own columns know only simple types."""
+
+    def __init__(self, make: Make) -> None:
+        self.work = make()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            result = self.work(pickle.loads(row["item"]))
+        except SamDiffSRError as error:  # Ray would wrap it and print a traceback
+            result = error
+        return {"number": row["number"], "result": pickle.dumps(result)}
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Join a Ray cluster, and leave it at the end.
+
+    Args:
+        address: "auto" (the cluster this machine belongs to), "local" (one of this machine's cores), or a Ray address such as
+            "ray://head:10001" or "head:6379".
+
+    Raises:
+        ConfigError: there is no such cluster.
+    """
+    import ray
+
+    if ray.is_initialized():  # the caller's own; not ours to end
+        yield
+        return
+    try:
+        _knock(address)
+        dashboard = False if address == "local" else None
+        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"there is no Ray cluster at {address!r} ({reason}); start one with `ray start --head`, or use 'local'."
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Try the port of a named address: Ray itself waits for minutes. Raises OSError or ValueError."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def cluster_map(make: Make, items: Sequence[Any], *, gpus: float = 0) -> Iterator[tuple[int, Any]]:
+    """Apply the function that `make` makes to every item, on the cluster that this process has joined.
+
+    Args:
+        make: see `Make`; importable on every machine. items: picklable. gpus: GPUs that each worker process needs.
+
+    Yields:
+        (number of the item, result) as they are done, in any order; a `SamDiffSRError` that an item raised is its result.
+    """
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and timings are not this program's output
+    rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
+    if not rows:
+        return
+    found = ray.cluster_resources()
+    most = int(found.get("GPU", 0) / gpus) if gpus else int(found.get("CPU", 0))
+    if most < 1:
+        raise ConfigError(f"the cluster has {found.get('GPU', 0):g} GPUs, but each worker needs {gpus:g}.")
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), 16 * most)).map(
+        _Worker,  # pyright: ignore[reportArgumentType]
+        fn_constructor_args=(make,),
+        compute=ray.data.ActorPoolStrategy(size=min(most, len(rows))),
+        num_cpus=1,
+        num_gpus=gpus or None,
+    )
+    for row in dataset.iter_rows():
+        yield int(row["number"]), pickle.loads(row["result"])

@@ -1,0 +1,143 @@
+"""What is compared: models, interpolations and the results of other programs, each as a function from LR to SR."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from samdiffsr.errors import ConfigError, choose
+from samdiffsr.evaluation.pairs import Images, match, read_result
+from samdiffsr.evaluation.weights import sha256
+from samdiffsr.load import load_model
+from samdiffsr.pipeline import DEFAULT_MODEL, SamDiffSRPipeline
+from samdiffsr.resize import SCALE, imresize
+from samdiffsr.schedulers import use_scheduler
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        label: its name in the report.
+        run: (images, seed) -> uint8 result of HR's size.
+        sampled: whether the result depends on the seed.
+        timed: whether `run` makes the result (and does not just read it).
+        device: what `run` computes on.
+        record: what the report keeps about it: configuration, checksums.
+    """
+
+    label: str
+    run: Callable[[Images, int], np.ndarray]
+    sampled: bool = False
+    timed: bool = True
+    device: str = "cpu"
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def _bicubic(lr: np.ndarray) -> np.ndarray:
+    return imresize(lr, SCALE)
+
+
+def _lanczos(lr: np.ndarray) -> np.ndarray:
+    size = (SCALE * lr.shape[1], SCALE * lr.shape[0])
+    return np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.LANCZOS))
+
+
+BASELINES = {"bicubic": (_bicubic, "MATLAB's imresize"), "lanczos": (_lanczos, "Pillow's, three lobes")}
+
+
+def baseline(name: str) -> Method:
+    """An interpolation; ConfigError names those there are."""
+    function, what = choose(name, BASELINES, "baseline")
+    return Method(name, lambda images, _seed: function(images.lr), record={"kind": "baseline", "what": what})
+
+
+def outputs(given: str, names: Iterable[str]) -> tuple[Method, list[Path]]:
+    """Results made elsewhere, from `NAME=DIR`; and the images in DIR that belong to no HR image.
+
+    Raises:
+        ConfigError: not of that form.
+        ImageError: an HR image without a result, or with several.
+    """
+    label, equals, folder = given.partition("=")
+    if not (label and equals and folder):
+        raise ConfigError(f"outputs is {given!r}, but must be NAME=DIR.")
+    files, others = match(Path(folder), names)
+    record = {"kind": "outputs", "folder": folder, "sha256": _digest(files.values(), Path(folder))}
+
+    def run(images: Images, _seed: int) -> np.ndarray:
+        return read_result(files[images.name], images)
+
+    return Method(label, run, timed=False, record=record), others
+
+
+def model(spec: str, device: str) -> Method:
+    """A model from `MODEL` or `MODEL@steps=4,scheduler=ddim`, loaded.
+
+    MODEL is what `load_model` takes; the options are `steps` and `scheduler` (a name of `SCHEDULERS`).
+
+    Raises:
+        ConfigError: an unknown option or scheduler, steps that are no whole number.
+        CheckpointError: no such model.
+    """
+    name, options = _parse(spec)
+    pipe = load_model(name, device)
+    if "scheduler" in options:
+        use_scheduler(pipe, options["scheduler"])
+    steps = _steps(options["steps"]) if "steps" in options else pipe.config["steps"]
+
+    def run(images: Images, seed: int) -> np.ndarray:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return np.asarray(pipe(images.lr, num_inference_steps=steps, generator=generator).images[0])
+
+    return Method(spec, run, sampled=True, device=str(pipe.device), record=_record(name, pipe, steps))
+
+
+def _parse(spec: str) -> tuple[str, dict[str, str]]:
+    name, at, text = spec.rpartition("@")
+    if not at or "=" not in text:  # a folder may have an @ in its name
+        return spec, {}
+    pairs = [item.partition("=") for item in text.split(",")]
+    options = {key: value for key, _, value in pairs}
+    if set(options) - {"steps", "scheduler"} or not all(value for _, _, value in pairs) or len(options) < len(pairs):
+        raise ConfigError(f"The model is {spec!r}, but after the @ come steps=N, scheduler=NAME or both with a comma.")
+    return name, options
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"steps is {text!r}, but must be a whole number from 1.")
+    return int(text)
+
+
+def _record(name: str, pipe: SamDiffSRPipeline, steps: int) -> dict[str, Any]:
+    path = DEFAULT_MODEL if name == "default" else Path(name)
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.suffix in (".json", ".safetensors")]
+    networks = (pipe.encoder, pipe.denoiser)
+    known = ("base", "residual_scale", "shift", "target", "lr_divisor")
+    return {
+        "kind": "model",
+        "model": name,
+        "sha256": _digest(files, path if path.is_dir() else path.parent),
+        "steps": steps,
+        "scheduler": type(pipe.scheduler).__name__,
+        "timesteps": pipe.scheduler.config["num_train_timesteps"],
+        "networks": [type(network).__name__ for network in networks],
+        "parameters": sum(p.numel() for network in networks for p in network.parameters()),
+        **{key: pipe.config[key] for key in known},
+    }
+
+
+def _digest(files: Iterable[Path], folder: Path) -> str:
+    """SHA-256 of what `sha256sum` prints in the folder for these files, sorted by name; of a single file its own."""
+    digests = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()

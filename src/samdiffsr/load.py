@@ -1,0 +1,76 @@
+"""Load a model by name and find the device to run it on; torch and the pipeline are imported inside the functions."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samdiffsr.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from samdiffsr.pipeline import SamDiffSRPipeline
+
+
+def load_model(name: str | os.PathLike[str], device: str = "auto") -> "SamDiffSRPipeline":
+    """Load a pipeline and move it to a device.
+
+    Args:
+        name: "default" (the embedded model), a pipeline folder (with model_index.json), or a released .ckpt file.
+        device: "auto" (CUDA, else MPS, else CPU) or any torch device.
+
+    Raises:
+        CheckpointError: `name` is none of these.
+        ConfigError: the device does not exist here.
+    """
+    name, path = os.fspath(name), Path(name)
+    folder = os.path.isfile(path / "model_index.json")
+    if not (name == "default" or folder or (os.path.isfile(path) and path.suffix == ".ckpt")):
+        wanted = "'default', a pipeline folder (one with model_index.json) or a released .ckpt file"
+        what = "does not exist" if not os.path.exists(path) else "is none of these"
+        raise CheckpointError(f"The model must be {wanted}, but '{name}' {what}.")
+    where = find_device(device)
+    with _no_loading_bar():
+        if path.suffix == ".ckpt" and not folder:
+            from samdiffsr.convert import load_released
+
+            pipe = load_released(path)
+        else:
+            from samdiffsr.pipeline import SamDiffSRPipeline
+
+            pipe = SamDiffSRPipeline.from_pretrained(name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(where)
+
+
+@contextlib.contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Keep diffusers from drawing a bar for the loading of three components."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def find_device(device: str) -> "torch.device":
+    """The torch device of that name, tried out; ConfigError if it cannot be used here."""
+    import torch
+
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there.insert(0, "cuda")
+    try:
+        where = torch.device(there[0] if device == "auto" else device)
+        torch.empty(1, device=where).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"The device {device!r} is not available here; use 'auto' or {', '.join(there)}.") from error
+    return where

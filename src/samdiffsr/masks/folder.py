@@ -1,0 +1,288 @@
+"""Masks of a folder of photographs: one `<stem>.json` each, on any number of processes, at any time to be continued.
+
+    report = mask_folder(Path("photos"), Path("masks"), ClassicalSegmenter())
+
+A file that is there is done: it appears whole or not at all, and its bytes depend on the photograph and the recipe alone.
+So a killed run is continued by the same command, and two processes may even do the same photograph.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import secrets
+import signal
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from samdiffsr.errors import ConfigError, ImageError, MaskError
+from samdiffsr.images import MAX_PIXELS, READABLE, read_image, write_whole
+from samdiffsr.masks.preview import contact_sheet, write_preview
+from samdiffsr.masks.segment import Recipe, Segmenter
+from samdiffsr.masks.store import read_records, write_records
+
+OPTIONS = "masks.options"
+"""Beside the masks: the recipe they were made with. JSON, but not .json, which is for the masks of a photograph."""
+
+Outcomes = Generator[str | None, None, None]
+"""What `make_masks` returned for each job, in order."""
+
+_STALE = 3600
+"""Seconds after which a temporary file is one that a killed run left; writing takes less than one."""
+
+
+@dataclass(frozen=True)
+class MaskJob:
+    """One photograph to segment; the masks become `<stem>.json` in the folder `output`."""
+
+    photo: Path
+    output: Path
+    recipe: Recipe
+    preview: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def target(self) -> Path:
+        """The mask file."""
+        return self.output / f"{self.photo.stem}.json"
+
+    @property
+    def picture(self) -> Path:
+        """The overlay."""
+        return self.output / "preview" / f"{self.photo.stem}.png"
+
+    @property
+    def done(self) -> bool:
+        """Everything wanted is there."""
+        return _is_there(self.target) and (not self.preview or _is_there(self.picture))
+
+
+@dataclass
+class MaskReport:
+    """What became of the photographs: number made now, number done before, and of the others one sentence each."""
+
+    made: int = 0
+    kept: int = 0
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def make_masks(job: MaskJob) -> str | None:
+    """Segment one photograph, unless its masks are there, and write what is lacking.
+
+    A plain function of picklable arguments, for this process or another machine's. A process loads the model of its
+    first job and keeps it while jobs want the same.
+
+    Returns:
+        None, or a sentence why this photograph cannot be done.
+
+    Raises:
+        SamDiffSRError: what concerns all photographs: the model cannot be had, the folder cannot be written.
+    """
+    try:
+        rgb = read_image(job.photo, max_pixels=job.max_pixels).rgb
+        regions = None if _is_there(job.target) else _segmenter(job.recipe)(rgb)
+    except ImageError as error:  # names the photograph
+        return str(error)
+    except MaskError as error:
+        return f"'{job.photo}': {error}"
+    except MemoryError:
+        return f"'{job.photo}': not enough memory to segment it; use fewer --workers or a smaller image."
+    if regions is not None:
+        write_records(job.target, regions)
+    if job.preview:
+        try:
+            records = read_records(job.target, rgb.shape[:2])
+        except MaskError as error:
+            return str(error)
+        job.picture.parent.mkdir(exist_ok=True)
+        write_preview(rgb, records, job.picture)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _segmenter(recipe: Recipe) -> Segmenter:
+    return recipe.build()
+
+
+def mask_folder(
+    photos: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    preview: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    workers: int = 1,
+    run: Callable[[list[MaskJob]], Outcomes] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> MaskReport:
+    """Segment every photograph of a folder (not of its subfolders) that has no masks yet.
+
+    Args:
+        output: folder of masks, made if need be. Its file `masks.options` keeps other options from being mixed in.
+        preview: also write `preview/<stem>.png`, and `contact.png` of up to 48 of them.
+        shard: (i, n): only the i-th of n parts, 1 <= i <= n. Parts go by name, so machines need not see the same list.
+        workers: processes. With more than one, a script needs the usual `if __name__ == "__main__"`.
+        run: does the jobs in place of this machine's processes: yields `make_masks` of each, in order.
+        progress: called with photographs done now and to be done now, first with 0.
+
+    Raises:
+        ConfigError: no photographs, two of one stem, a shard that does not exist, a folder of masks made otherwise.
+        SamDiffSRError: the model cannot be had, or the folder cannot be written.
+    """
+    index, count = shard
+    if not 1 <= index <= count:
+        raise ConfigError(f"The shard is {index}/{count}, but must be one of 1/{count} to {count}/{count}.")
+    files = list_photographs(photos)
+    if output.exists() and output.samefile(photos):
+        raise ConfigError(f"The folder {output} holds the photographs; the masks need one of their own.")
+    jobs = [MaskJob(file, output, recipe, preview, max_pixels) for file in files if _part(file, count) == index - 1]
+    todo = [job for job in jobs if not job.done]
+    _refuse_other_options(output, recipe.record())
+    if todo:
+        _segmenter(recipe)  # an error or a download now, before there is a folder, and once
+    if run or workers > 1:
+        _segmenter.cache_clear()  # others do the work, and have their own
+    folder = output / "preview" if preview else output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Cannot make the folder {folder}: {error.strerror}; choose another.") from error
+    _settle_options(output, recipe.record())
+    for place in (output, output / "preview"):
+        _sweep(place)
+    report = MaskReport(kept=len(jobs) - len(todo))
+    progress(0, len(todo))
+    with contextlib.closing(run(todo) if run else _outcomes(todo, workers)) as outcomes:
+        for number, (job, error) in enumerate(zip(todo, outcomes, strict=True), 1):
+            if error is None:
+                report.made += 1
+            else:
+                report.failed.append((job.photo, error))
+            progress(number, len(todo))
+    if preview:
+        pictures = [MaskJob(file, output, recipe).picture for file in files]
+        contact_sheet([picture for picture in pictures if _is_there(picture)], output / "contact.png")
+    return report
+
+
+def list_photographs(folder: Path) -> list[Path]:
+    """The images of a folder by extension, sorted; ConfigError if there is none, or two would share a mask file."""
+    try:
+        files = sorted(f for f in Path(folder).iterdir() if f.suffix.lower() in READABLE and f.name[0] != ".")
+    except OSError as error:
+        raise ConfigError(f"Cannot list the folder {folder} of photographs: {error.strerror}; check it.") from error
+    if not files:
+        raise ConfigError(f"folder {folder} has no image to segment.")
+    stems: dict[str, Path] = {}
+    for file in files:
+        if other := stems.get(file.stem):
+            raise ConfigError(f"'{other}' and '{file}' would share the masks {file.stem}.json; rename one.")
+        stems[file.stem] = file
+    return files
+
+
+def _part(file: Path, count: int) -> int:
+    return zlib.crc32(file.stem.encode("utf-8", "surrogateescape")) % count
+
+
+def _is_there(path: Path) -> bool:
+    """An empty file is none: a machine that lost power may leave one."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _settle_options(output: Path, record: dict[str, Any]) -> None:
+    """Note the recipe in a new folder; a ConfigError if another process has just noted another one."""
+    file = output / OPTIONS
+    if not file.exists():
+        candidate = output / f".samdiffsr-{secrets.token_hex(8)}.tmp"
+        write_whole(json.dumps(record, indent=1).encode(), candidate)
+        try:
+            os.link(candidate, file)  # unlike a rename it never replaces what another process has just settled
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(candidate, file)
+        finally:
+            candidate.unlink(missing_ok=True)
+    _refuse_other_options(output, record)
+
+
+def _refuse_other_options(output: Path, record: dict[str, Any]) -> None:
+    """A ConfigError if the folder was made with another recipe, or nobody knows with which."""
+    file = output / OPTIONS
+    if not file.exists():
+        stranger = next(output.glob("*.json"), None)
+        if stranger and not file.exists():  # asked again: another process may have begun meanwhile
+            raise ConfigError(
+                f"folder {output} has masks ({stranger.name}) but no {OPTIONS} that says how they were made; "
+                "use a new folder."
+            )
+        return
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); use a new folder.") from error
+    if found != record:
+        found = found if isinstance(found, dict) else {}
+        name = next(key for key in [*record, *found] if record.get(key) != found.get(key))
+        raise ConfigError(
+            f"folder {output} was made with {name} {found.get(name)!r}, not {record.get(name)!r}; "
+            "give the same options or use a new folder."
+        )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files of runs that were killed some time ago."""
+    for file in folder.glob(".samdiffsr-*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > _STALE:
+                file.unlink()
+
+
+def _outcomes(jobs: list[MaskJob], workers: int) -> Outcomes:
+    """`make_masks` of every job in order, never more than a few jobs ahead."""
+    if workers == 1:
+        yield from map(make_masks, jobs)
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads,))
+    waiting = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(make_masks, job))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise MaskError("a worker was killed, probably for lack of memory; give fewer --workers.") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    """Share the processor, leave Ctrl-C to the parent, and end when the parent is killed instead of waiting for ever."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is imported, which is later
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,414 @@
+"""`samdiffsr evaluate` and its parts: real tiny models and pictures, figures against the metrics called directly."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from samdiffsr import SamDiffSRError, SamDiffSRPipeline, imresize
+from samdiffsr.cli import main
+from samdiffsr.evaluation import methods
+from samdiffsr.evaluation.benchmark import Memory
+from samdiffsr.evaluation.methods import baseline, model, outputs
+from samdiffsr.evaluation.metrics import lr_psnr, psnr_y, ssim_rgb
+from samdiffsr.evaluation.page import _busiest, to_html
+from samdiffsr.evaluation.pairs import find_pairs, match, read_pair
+from samdiffsr.evaluation.report import markdown_table
+from test_metrics import distance  # noqa: F401 - the squeeze distance with random weights
+
+
+def save(file: Path, image: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colours with a little noise."""
+    generator = np.random.default_rng(seed)
+    smooth = imresize(generator.uniform(0, 255, (5, 6, 3)), size=(height, width))
+    return (smooth + generator.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """Two HR images, one of a size that is no multiple of 4, their LR images, and results of others under usual names."""
+    for number, (name, size) in enumerate({"baby": (40, 44), "a<b": (37, 46)}.items()):
+        hr = photo(*size, seed=number)
+        save(tmp_path / "Tiny/HR" / f"{name}.png", hr)
+        lr = imresize(hr[: size[0] // 4 * 4, : size[1] // 4 * 4], 1 / 4)
+        save(tmp_path / "Tiny/LR" / f"{name}x4.png", lr)
+        save(tmp_path / "theirs" / f"{name}_x4.png", lr.repeat(4, 0).repeat(4, 1))
+    return tmp_path
+
+
+@pytest.fixture
+def evaluate(bench, tiny_pipe_dir, capsys):
+    """Run the command on the bench: (exit code, stdout, stderr)."""
+
+    def run(*options, hr=bench / "Tiny/HR", output=bench / "report") -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(option) for option in ("evaluate", "--hr", hr, "-o", output, *options)])
+        return (end.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
+
+
+def rows(report: dict) -> dict[str, dict]:
+    return {entry["method"]: entry for entry in report["figures"]["methods"]}
+
+
+# --- the whole command -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(bench, tiny_pipe_dir):
+    """Options that use everything."""
+    return (
+        *("--lr", bench / "Tiny/LR", "--outputs", f"theirs={bench / 'theirs'}", "--baseline", "bicubic"),
+        *("--baseline", "lanczos", "-m", tiny_pipe_dir, "-m", f"{tiny_pipe_dir}@steps=1,scheduler=ddpm"),
+        *("--seeds", "0,7", "--published"),
+    )
+
+
+def test_the_figures_are_those_of_the_metrics(bench, evaluate, full, tiny_pipe_dir):
+    code, out, err = evaluate(*full)
+    assert (code, err) == (0, "")
+    report = read(bench / "report")
+    found, name = rows(report), str(tiny_pipe_dir)
+    assert list(found) == ["bicubic", "lanczos", "theirs", name, f"{name}@steps=1,scheduler=ddpm"]
+    images = {pair.name: read_pair(pair) for pair in find_pairs(bench / "Tiny/HR", bench / "Tiny/LR")}
+    assert report["figures"]["images"] == list(images) == ["a<b", "baby"]
+
+    bicubic = {key: imresize(i.lr, 4) for key, i in images.items()}
+    expected = fmean(psnr_y(bicubic[key], i.hr) for key, i in images.items())
+    assert found["bicubic"]["mean"]["psnr-y"] == expected
+    assert found["bicubic"]["by_image"]["baby"]["lr-psnr"] == lr_psnr(bicubic["baby"], images["baby"].lr)
+    assert found["bicubic"]["seeds"] == [] and found["bicubic"]["deviation"] == {}
+    nearest = {key: i.lr.repeat(4, 0).repeat(4, 1) for key, i in images.items()}
+    assert found["theirs"]["mean"]["ssim-rgb"] == fmean(ssim_rgb(nearest[key], i.hr) for key, i in images.items())
+
+    pipe = SamDiffSRPipeline.from_pretrained(tiny_pipe_dir)
+    pipe.set_progress_bar_config(disable=True)
+    by_seed = []
+    for seed in (0, 7):  # each image from the seed itself, as `samdiffsr upscale --seed` does
+        sr = {key: pipe(i.lr, generator=torch.Generator().manual_seed(seed)).images[0] for key, i in images.items()}
+        by_seed.append(fmean(psnr_y(np.asarray(sr[key]), i.hr) for key, i in images.items()))
+    assert found[name]["seeds"] == [0, 7] and found[name]["by_seed"]["psnr-y"] == by_seed
+    assert found[name]["mean"]["psnr-y"] == fmean(by_seed)
+    assert found[name]["deviation"]["psnr-y"] == stdev(by_seed) > 0
+    assert found[name]["mean"] != found[f"{name}@steps=1,scheduler=ddpm"]["mean"]
+
+    mean = f"{fmean(by_seed):.2f} ± {stdev(by_seed):.2f}"
+    markdown = (bench / "report/report.md").read_text()
+    assert mean in markdown and mean in out and "30.99" in markdown and "quoted" in markdown
+    for text in report["figures"]["protocols"].values():
+        assert text in out
+    assert "HR cut from 46x37 to 44x36" in out
+
+
+def test_the_same_command_gives_the_same_figures(bench, evaluate, full):
+    evaluate(*full, output=bench / "one")
+    evaluate(*full, output=bench / "two")
+    one, two = read(bench / "one"), read(bench / "two")
+    assert one.pop("timings") != two.pop("timings")
+    assert one == two
+
+
+def test_the_report_says_what_was_run(bench, evaluate, full, tiny_pipe_dir):
+    evaluate(*full)
+    report = read(bench / "report")
+    setup, name = report["setup"], str(tiny_pipe_dir)
+    record = setup["methods"][f"{name}@steps=1,scheduler=ddpm"]
+    assert (record["scheduler"], record["steps"], record["target"]) == ("DDPMScheduler", 1, "sample")
+    assert setup["methods"][name]["sha256"] == record["sha256"]
+    assert {"torch", "samdiffsr", "python"} <= set(setup["versions"]) and setup["machine"]["cores"]
+    assert setup["settings"]["seeds"] == [0, 7] and setup["settings"]["hr"] == str(bench / "Tiny/HR")
+    timing = report["timings"]["methods"]
+    assert timing["theirs"]["seconds"] is None and timing[name]["seconds"] > 0
+    assert list(timing[name]["by_image"]) == ["a<b", "baby"] and timing[name]["by_image"]["baby"]["seconds"] > 0
+    header = (bench / "report/report.md").read_text().split("| image | bicubic, s | ")[1].splitlines()[0]
+    assert f"{name}, peak MB" in header and "theirs" not in header
+
+    hr = np.array(Image.open(bench / "Tiny/HR/baby.png"))
+    hr[0, 0, 0] ^= 1
+    save(bench / "Tiny/HR/baby.png", hr)
+    weights = tiny_pipe_dir / "denoiser/diffusion_pytorch_model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    evaluate(*full, "--overwrite")
+    again = read(bench / "report")["setup"]
+    assert again["images_sha256"] != setup["images_sha256"]
+    assert again["methods"][name]["sha256"] != record["sha256"]
+    assert again["methods"]["theirs"] == setup["methods"]["theirs"]
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_nothing_else(bench, evaluate, full):
+    evaluate(*full, "--pictures", 1)
+    text = (bench / "report/report.html").read_text()
+    page = _Page(text)
+    assert "<!--" not in text and "b" not in page.tags[: page.tags.index("section")]
+    assert page.tags.count("section") == 1 and page.tags.count("img") == 7  # HR, LR, five methods
+    assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "1 of 2 images" in page.text and "a<b" in page.text and "quoted as printed" in page.text
+    assert "default-src 'none'" in text
+
+
+def test_without_lr_it_is_made_from_hr(bench, evaluate):
+    assert evaluate("--baseline", "bicubic", "--lr", bench / "Tiny/LR", output=bench / "given")[0] == 0
+    assert evaluate("--baseline", "bicubic", output=bench / "made")[0] == 0
+    given, made = read(bench / "given"), read(bench / "made")
+    assert given["figures"] == made["figures"]
+    assert made["setup"]["settings"]["lr"] == "MATLAB's bicubic x1/4 of HR"
+
+
+def test_equal_images_are_infinitely_good_and_told(bench, evaluate):
+    save(bench / "same/baby.png", np.array(Image.open(bench / "Tiny/HR/baby.png")))
+    save(bench / "same/a<b.png", np.array(Image.open(bench / "Tiny/HR/a<b.png"))[:36, :44])
+    code, out, _ = evaluate("--outputs", f"same={bench / 'same'}")
+    entry = rows(read(bench / "report"))["same"]
+    assert code == 0 and entry["mean"]["psnr-y"] == "inf" and entry["mean"]["ssim-y"] == pytest.approx(1)
+    assert "2 results equal their HR image (of same)" in out
+    assert "| same | inf |" in (bench / "report/report.md").read_text()
+
+
+def test_the_squeeze_distance_and_its_weights(bench, evaluate, distance, tmp_path):  # noqa: F811
+    (tmp_path / "distance.safetensors").rename(tmp_path / "squeeze_distance.safetensors")
+    code, *_ = evaluate("--baseline", "bicubic", "--perceptual", "squeeze", "--weights-dir", tmp_path)
+    report = read(bench / "report")
+    pair = read_pair(find_pairs(bench / "Tiny/HR", None)[1])
+    expected = distance(imresize(pair.lr, 4), pair.hr)
+    assert code == 0 and rows(report)["bicubic"]["by_image"]["baby"]["squeeze"] == expected
+    assert report["figures"]["protocols"]["squeeze"].startswith("NOT LPIPS")
+    assert list(report["setup"]["weights_sha256"]) == ["squeeze_distance.safetensors"]
+
+
+def test_a_report_is_not_replaced_unasked(bench, evaluate):
+    assert evaluate("--baseline", "bicubic")[0] == 0
+    before = (bench / "report/report.json").read_bytes()
+    code, out, err = evaluate("--baseline", "lanczos")
+    assert (code, out) == (2, "") and "--overwrite" in err
+    assert (bench / "report/report.json").read_bytes() == before
+    assert evaluate("--baseline", "lanczos", "--overwrite")[0] == 0
+    assert sorted(file.name for file in (bench / "report").iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--hr", "{bench}/none"), "Cannot list the folder"),
+        (("--lr", "{bench}/report", "--hr", "{bench}/theirs"), "no image in the folder"),
+        (("--hr", "{bench}/theirs", "--lr", "{bench}/Tiny/LR"), "has no image for 'a<b_x4', 'baby_x4'"),
+        (("--lr", "{bench}/theirs"), "needs an LR image of"),
+        (("--baseline", "nearest"), "'bicubic', 'lanczos'"),
+        (("--outputs", "{bench}/theirs"), "must be NAME=DIR"),
+        (("--outputs", "a={bench}/theirs", "--outputs", "a={bench}/theirs"), "'a' is given twice"),
+        (("--outputs", "HR={bench}/theirs"), "'HR'"),
+        (("--outputs", "a={bench}/Tiny/LR"), "LR/a<bx4.png' is 11x9, but 4 times the LR image is 44x36"),
+        (("-m", "nonsense"), "'nonsense' does not exist"),
+        (("-m", "default@steps=zero"), "steps is 'zero'"),
+        (("-m", "default@step=1"), "after the @ come"),
+        (("-m", "{model}@scheduler=euler"), "'ddim', 'lcm'"),
+        (("-m", "{model}@steps=101"), "101"),
+        (("--seeds", "1,a"), "0,1,2"),
+        (("--seeds", "1,1", "--baseline", "bicubic"), "must be different"),
+        (("--perceptual", "niqe", "--baseline", "bicubic"), "'lpips-alex'"),
+        (("--perceptual", "squeeze", "--weights-dir", "{bench}", "--baseline", "bicubic"), "not published anywhere"),
+        (("-o", "{bench}/theirs/baby_x4.png"), "Cannot make the folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(bench, evaluate, tiny_pipe_dir, options, told):
+    (bench / "report").mkdir()
+    code, out, err = evaluate(*(option.format(bench=bench, model=tiny_pipe_dir) for option in options))
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("Error: ") and told in line and line.endswith(".")
+    assert list((bench / "report").iterdir()) == []
+
+
+def test_an_image_too_small_for_a_metric_is_named(bench, evaluate):
+    save(bench / "Tiny/HR/speck.png", photo(16, 30))
+    code, _, err = evaluate("--baseline", "bicubic")
+    assert code == 2 and "'speck'" in err and "11x11" in err
+
+
+# --- which file belongs to which -------------------------------------------------------------------------------------
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        save(folder / name, np.zeros((4, 4, 3), np.uint8))
+    return folder
+
+
+def test_usual_endings_match_and_the_longest_name_wins(tmp_path):
+    names = ["baby", "baby_2", "img_1", "img_10", "x"]
+    files = ["babyx4.png", "baby_2_x4_SwinIR.png", "img_1.png", "img_10-out.jpg", "x_SR.png", "xylophone.png"]
+    found, others = match(touch(tmp_path, *files), names)
+    assert {name: file.name for name, file in found.items()} == dict(zip(names, files, strict=False))
+    assert [file.name for file in others] == ["xylophone.png"]
+
+
+def test_two_files_for_one_name_and_none_for_another(tmp_path):
+    touch(tmp_path, "baby.png", "baby_x4.png")
+    with pytest.raises(SamDiffSRError, match=r"'baby\.png', 'baby_x4\.png'; keep one"):
+        match(tmp_path, ["baby"])
+    with pytest.raises(SamDiffSRError, match=r"no image for 'n0', .*'n4' and 3 more"):
+        match(tmp_path, ["baby", *(f"n{number}" for number in range(8))])
+
+
+def test_pairs(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "a_HR.png", "b.png"), touch(tmp_path / "lr", "a_LR.png", "b.png")
+    assert [(pair.name, pair.lr.name) for pair in find_pairs(hr, lr)] == [("a", "a_LR.png"), ("b", "b.png")]
+    touch(lr, "c.png")
+    with pytest.raises(SamDiffSRError, match=r"No HR image in .* goes with 'c\.png'"):
+        find_pairs(hr, lr)
+    touch(hr, "b.jpg")
+    with pytest.raises(SamDiffSRError, match="both the HR image 'b'"):
+        find_pairs(hr, None)
+
+
+def test_an_image_in_outputs_without_hr_is_noted(bench, evaluate):
+    touch(bench / "theirs", "comparison.png")
+    code, out, _ = evaluate("--outputs", f"theirs={bench / 'theirs'}")
+    assert code == 0 and "Note: 1 images in the folder of 'theirs' belong to no HR image." in out
+
+
+def test_reading_tells_what_it_changed(tmp_path):
+    Image.fromarray(np.zeros((9, 8, 4), np.uint8)).save(tmp_path / "a.png")
+    images = read_pair(find_pairs(tmp_path, None)[0])
+    assert images.hr.shape == (8, 8, 3) and images.lr.shape == (2, 2, 3)
+    assert images.notes == ("'a.png': transparency is not compared", "'a.png': HR cut from 8x9 to 8x8, a multiple of 4")
+    save(tmp_path / "a.png", np.zeros((3, 8, 3), np.uint8))
+    with pytest.raises(SamDiffSRError, match="at least 4x4"):
+        read_pair(find_pairs(tmp_path, None)[0])
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+def test_baselines_are_their_references(bench):
+    images = read_pair(find_pairs(bench / "Tiny/HR", None)[1])
+    size = (images.hr.shape[1], images.hr.shape[0])
+    lanczos = np.asarray(Image.fromarray(images.lr).resize(size, Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(baseline("lanczos").run(images, 0), lanczos)
+    np.testing.assert_array_equal(baseline("bicubic").run(images, 0), imresize(images.lr, 4))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("default", ("default", {})),
+        ("runs/a@home", ("runs/a@home", {})),
+        ("runs/a@home@steps=3", ("runs/a@home", {"steps": "3"})),
+        ("m@scheduler=ddim,steps=2", ("m", {"scheduler": "ddim", "steps": "2"})),
+    ],
+)
+def test_model_specifications(spec, expected):
+    assert methods._parse(spec) == expected
+
+
+@pytest.mark.parametrize("spec", ["m@steps=", "m@steps=1,steps=2", "m@steps=1,", "m@seed=1"])
+def test_wrong_model_specifications(spec):
+    with pytest.raises(SamDiffSRError, match="after the @"):
+        methods._parse(spec)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "lcm", "dpmsolver++"])
+def test_every_scheduler_samples_on_the_models_own_betas(name, tiny_pipe, tiny_pipe_dir, bench):
+    method = model(f"{tiny_pipe_dir}@steps=3,scheduler={name}", "cpu")
+    images = read_pair(find_pairs(bench / "Tiny/HR", None)[1])
+    assert method.run(images, 0).shape == images.hr.shape
+    assert method.record["timesteps"] == 100 and method.sampled
+
+
+def test_a_scheduler_by_name_is_the_one_training_saves(tiny_pipe):
+    from samdiffsr.schedulers import use_scheduler
+
+    before = dict(tiny_pipe.scheduler.config)  # made by make_scheduler: DDIM, trailing
+    use_scheduler(tiny_pipe, "lcm")
+    assert tiny_pipe.scheduler.config["original_inference_steps"] == 100
+    use_scheduler(tiny_pipe, "ddim")
+    assert dict(tiny_pipe.scheduler.config) == before
+
+
+def test_the_checksum_is_that_of_sha256sum(bench):
+    import subprocess
+
+    method, _ = outputs(f"a={bench / 'theirs'}", ["baby", "a<b"])
+    listing = subprocess.run(
+        "sha256sum * | sha256sum", shell=True, cwd=bench / "theirs", capture_output=True, text=True
+    )
+    assert listing.stdout.split()[0] == method.record["sha256"]
+
+
+def test_peak_memory_sees_an_allocation():
+    memory = Memory("cpu")
+    before = memory.peak()
+    if before is None:
+        pytest.skip("the peak of resident memory is known on Linux only")
+    np.ones(100_000_000, np.uint8).sum()
+    assert memory.peak() - before > 90_000_000
+    assert Memory("cpu").peak() < before + 50_000_000
+
+
+# --- rendering -------------------------------------------------------------------------------------------------------
+
+
+def test_markdown_keeps_file_names_literal():
+    assert markdown_table((["a|b"], [["*c* <d>"]])).splitlines()[0] == r"| a\|b |"
+    assert markdown_table((["a"], [["*c* <d>"]])).splitlines()[2] == r"| \*c\* \<d> |"
+
+
+def test_the_page_stops_at_its_limit(bench, evaluate, monkeypatch):
+    from samdiffsr.evaluation import page
+
+    evaluate("--baseline", "bicubic")
+    report = read(bench / "report")
+    pictures = {name: {"HR": photo(600, 530)} for name in report["figures"]["images"]}
+    text = to_html(report, pictures)
+    assert "2 of 2 images" in text and text.count('<img width="512" height="512"') == 2
+    monkeypatch.setattr(page, "LIMIT", len(text) // 2 + 1000)
+    assert "1 of 2 images" in to_html(report, pictures)
+
+
+def test_a_crop_begins_where_there_is_detail():
+    picture = np.full((96, 64, 3), 128, np.uint8)
+    picture[64:96:2, 32:] = 255
+    assert _busiest(picture) == (48, 80)
+
+
+def test_infinite_deviation_is_none():
+    from samdiffsr.evaluation.benchmark import mean_and_deviation
+
+    assert mean_and_deviation([math.inf, math.inf]) == (math.inf, None)
+    assert mean_and_deviation([1.0]) == (1.0, None)
+    assert mean_and_deviation([1.0, 3.0]) == (2.0, math.sqrt(2))
