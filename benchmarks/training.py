@@ -3,9 +3,10 @@
 For both stages of each preset, on a prepared folder DATA, after 3 updates to warm up:
 - images a second; share of the time spent waiting for data;
 - images a second of the same network fed by PNG files of the same pictures (decoded whole for each crop, in as many threads);
-- peak memory of the process (on a GPU: of torch's allocator), and the estimate of --dry-run;
+- peak memory of this process so far (on a GPU: of torch's allocator in this stage), and the estimate of --dry-run;
 - rate of arithmetic (operations of --dry-run over time) against a matrix product in the same precision.
-Then the data path alone: examples a second that 1, 2, ... processes draw together, each its own share of every batch.
+Then the data path alone: examples a second that 1, 2, ... processes draw together, each its own share of every batch, and
+examples a second of processor time, which a busy machine disturbs less.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from samdiffsr.training.state import TrainState
 from samdiffsr.training.step import DTYPES, step
 
 WARM = 3
+DRAWN = 4096  # examples, to measure the data path
 PICTURES = 64  # written as PNG files, the first that are large enough
 
 
@@ -87,21 +89,20 @@ def wait_for(device: torch.device) -> None:
 
 
 def measure(config: TrainConfig, name: str, photos, updates: int, accelerator: Accelerator) -> tuple[float, float]:
-    """Images a second and the share of waiting."""
+    """Images a second, and the share of the time spent waiting for them."""
     stage, objective = getattr(config, name), objective_of(config, name)
     state = TrainState(objective, make_opponent(stage, 0), stage, accelerator.device)
     feed = Feed(photos, objective.draws, stage.data, 0, accelerator.device)
     started = waited = 0.0
     for parts, seconds in feed.updates(0, WARM + updates):
-        if state.update == WARM:
+        waited += seconds
+        if state.update == WARM:  # this batch is there already
             wait_for(accelerator.device)
             started, waited = time.perf_counter(), 0.0
-        waited += seconds
         step(objective, state.opponent, parts, state, stage, accelerator)
         state.update += 1
     wait_for(accelerator.device)
     elapsed = time.perf_counter() - started
-    # The first wait of the measured span began before it.
     return updates * stage.data.batch / elapsed, waited / elapsed
 
 
@@ -111,7 +112,8 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def draw(folder: Path, config: TrainConfig, process: int, processes: int, updates: int, gate, out) -> None:
+def draw(folder: Path, config: TrainConfig, process: int, processes: int, gate, out) -> None:
+    """One process of `scaling`: its share of each batch, as training would draw it."""
     torch.set_num_threads(1)
     stage, objective = config.diffusion, objective_of(config, "diffusion")
     feed = Feed(
@@ -119,10 +121,10 @@ def draw(folder: Path, config: TrainConfig, process: int, processes: int, update
     )
     feed.parts(0)
     gate.wait()
-    started = time.perf_counter()
-    for update in range(updates):
+    started, busy = time.perf_counter(), time.process_time()
+    for update in range(DRAWN // stage.data.batch):
         feed.parts(update)
-    out.put(time.perf_counter() - started)
+    out.put((time.perf_counter() - started, time.process_time() - busy))
 
 
 def photos_of(folder: Path, config: TrainConfig, name: str) -> PreparedPhotos:
@@ -130,27 +132,27 @@ def photos_of(folder: Path, config: TrainConfig, name: str) -> PreparedPhotos:
     return PreparedPhotos(folder, crop_lr=data.crop_lr, candidates=data.candidates, flips=data.flips)
 
 
-def scaling(folder: Path, config: TrainConfig, processes: int, updates: int) -> float:
-    """Examples a second of all processes together."""
+def scaling(folder: Path, config: TrainConfig, processes: int) -> tuple[float, float]:
+    """Examples a second of all processes together, and examples for each second of a processor."""
     context = multiprocessing.get_context("spawn")
     gate, out = context.Barrier(processes), context.Queue()
     workers = [
-        context.Process(target=draw, args=(folder, config, rank, processes, updates, gate, out))
-        for rank in range(processes)
+        context.Process(target=draw, args=(folder, config, rank, processes, gate, out)) for rank in range(processes)
     ]
     for worker in workers:
         worker.start()
-    slowest = max(out.get() for _ in workers)
+    times = np.array([out.get() for _ in workers])
     for worker in workers:
         worker.join()
-    return updates * config.diffusion.data.batch / slowest
+    count = DRAWN // config.diffusion.data.batch * config.diffusion.data.batch
+    return count / times[:, 0].max(), count / times[:, 1].sum()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--presets", nargs="+", default=["light-cpu", "light"])
-    parser.add_argument("--stages", nargs="+", default=["encoder", "diffusion"])
+    parser.add_argument("--stages", nargs="*", default=["encoder", "diffusion"])
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -175,14 +177,9 @@ def main() -> None:
                 f"{flops / 1e9:.0f} GFLOP/s, a matrix product {best / 1e9:.0f}",
                 flush=True,
             )
-    alone = None
     for processes in options.processes:
-        rate = scaling(options.data, configs[options.presets[0]], processes, options.updates)
-        alone = alone or rate / processes
-        print(
-            f"data path, {processes} processes: {rate:.0f} examples/s, efficiency {rate / processes / alone:.0%}",
-            flush=True,
-        )
+        rate, busy = scaling(options.data, configs[options.presets[0]], processes)
+        print(f"data path, {processes} processes: {rate:.0f} examples/s, {busy:.0f} a processor second", flush=True)
 
 
 if __name__ == "__main__":
