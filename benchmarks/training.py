@@ -141,7 +141,7 @@ def scaling(folder: Path, config: TrainConfig, processes: int) -> tuple[float, f
     ]
     for worker in workers:
         worker.start()
-    times = np.array([out.get() for _ in workers])
+    times = np.array([out.get(timeout=300) for _ in workers])
     for worker in workers:
         worker.join()
     count = DRAWN // config.diffusion.data.batch * config.diffusion.data.batch
