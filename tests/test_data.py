@@ -1,15 +1,21 @@
-"""Masks on disk, preparation and aligned crops."""
+"""Masks on disk, aligned crops of a prepared folder, and streams of its shards."""
 
+import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
+import torch
+import webdataset
 from PIL import Image
 from pycocotools import mask as coco
 
-from samdiffsr import SamDiffSRError, imresize, structure_map
-from samdiffsr.data.dataset import PreparedPhotos
+from samdiffsr import SamDiffSRError, imresize
+from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
 from samdiffsr.data.prepare import prepare_folder
+from samdiffsr.data.shards import stem_of
+from samdiffsr.data.stream import rank_urls, shard_urls, stream_batches
 from samdiffsr.data.transforms import JointCrop
 from samdiffsr.masks.store import decode, read_records
 
@@ -69,51 +75,6 @@ def test_bad_mask_files_are_named(tmp_path, content, told):
     assert "m.json" in str(caught.value)
 
 
-def test_preparation(photos):
-    assert prepare(photos) == 2
-    hr = np.asarray(Image.open(photos / "hr/a.png"))
-    cropped = np.load(photos / "out/a.hr.npy")
-    assert np.array_equal(cropped, hr[:48, :40])
-    assert np.array_equal(np.load(photos / "out/a.lr.npy"), imresize(hr[:48, :40], 1 / 4))
-    left = np.zeros((50, 41), bool)
-    left[:, :17] = True
-    expected = structure_map(np.stack([left, ~left]))[:48, :40]
-    np.testing.assert_allclose(np.load(photos / "out/a.structure.npy"), expected, atol=1e-3)
-    assert json.loads((photos / "out/manifest.json").read_text())["images"] == ["a", "b"]
-
-
-def test_preparation_continues_and_refuses_other_options(photos):
-    prepare(photos)
-    kept = (photos / "out/b.hr.npy").stat().st_mtime_ns
-    (photos / "out/a.structure.npy").unlink()
-    prepare(photos)
-    assert (photos / "out/a.structure.npy").exists()
-    assert (photos / "out/b.hr.npy").stat().st_mtime_ns == kept
-    with pytest.raises(SamDiffSRError, match="other options"):
-        prepare(photos, options={"encoding": "linear"})
-
-
-def test_a_missing_mask_file_is_an_error(photos):
-    (photos / "masks/b.json").unlink()
-    with pytest.raises(SamDiffSRError, match=r"b\.json is missing"):
-        prepare(photos)
-    with pytest.raises(SamDiffSRError, match="unfinished"):
-        PreparedPhotos(photos / "out", crop_lr=4, candidates=1, flips=True)
-
-
-@pytest.mark.parametrize("option", ["encoding", "mean_over", "overlap"])
-def test_unknown_structure_options_leave_no_folder(photos, option):
-    with pytest.raises(SamDiffSRError, match=option):
-        prepare(photos, options={option: "polar"})
-    assert not (photos / "out").exists()
-
-
-def test_an_empty_folder_is_an_error(tmp_path):
-    (tmp_path / "hr").mkdir()
-    with pytest.raises(SamDiffSRError, match="no image"):
-        prepare(tmp_path)
-
-
 @pytest.mark.parametrize("orientation", range(8))
 def test_one_marked_pixel_stays_in_one_place(orientation):
     """HR, LR and structure carry a mark at the same scene point; after crop, flip and rotation it is still the same."""
@@ -134,6 +95,34 @@ def test_the_eight_orientations_differ():
     image = np.arange(36).reshape(6, 6)
     seen = {JointCrop(0, 0, 6, orientation).apply(image, 1).tobytes() for orientation in range(8)}
     assert len(seen) == 8
+
+
+def test_a_mark_stays_in_one_place_from_file_to_batch(tmp_path):
+    """One photograph black but for a white square, which also is its only region: after preparation, shard, crop, flip
+    and rotation, HR, LR and structure have it at the same place, by its centre of mass."""
+    (tmp_path / "hr").mkdir()
+    (tmp_path / "masks").mkdir()
+    mark = np.zeros((90, 121), bool)
+    mark[44:48, 60:64] = True  # the HR pixels of LR pixel (11, 15)
+    Image.fromarray(np.repeat(mark[..., None] * np.uint8(255), 3, axis=2)).save(tmp_path / "hr/a.png")
+    write_masks(tmp_path / "masks/a.json", [mark])
+    prepare(tmp_path)
+    data = PreparedPhotos(tmp_path / "out", crop_lr=17, candidates=1, flips=True)
+
+    def centre(image):
+        weight = image / image.sum()
+        y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
+        return np.array([(weight * y).sum(), (weight * x).sum()])
+
+    seen = set()
+    for hr, lr, structure in ([part[0] for part in vars(data.batch(0, index, 1)).values()] for index in range(200)):
+        here = centre((hr.numpy()[0] + 1) / 2)
+        if here.min() < 16 or here.max() > 52:  # the border cuts the blurred mark of the LR image off
+            continue
+        np.testing.assert_allclose(centre(structure.numpy()[0]), here, atol=1e-3)
+        np.testing.assert_allclose(4 * centre((lr.numpy()[0] + 1) / 2), here, atol=0.05)
+        seen.add(tuple(here.round().tolist()))
+    assert len(seen) > 20
 
 
 def test_crops_are_repeatable_aligned_and_in_range(photos):
@@ -171,3 +160,130 @@ def test_images_too_small_for_a_crop_are_counted(photos):
     assert PreparedPhotos(photos / "out", crop_lr=11, candidates=1, flips=False).left_out == 1
     with pytest.raises(SamDiffSRError, match="52x52"):
         PreparedPhotos(photos / "out", crop_lr=13, candidates=1, flips=False)
+
+
+def test_the_global_batch_does_not_depend_on_its_division(photos):
+    """Processes and accumulation cut one batch into runs of examples."""
+    prepare(photos, images_per_shard=1)
+    data = PreparedPhotos(photos / "out", crop_lr=8, candidates=3, flips=True, crops_per_image=3)
+    whole = data.batch(7, 60, 12)
+    for size in (1, 2, 3, 4):
+        parts = [data.batch(7, first, size) for first in range(60, 72, size)]
+        assert torch.cat([part.hr for part in parts]).equal(whole.hr)
+        assert torch.cat([part.structure for part in parts]).equal(whole.structure)
+    one = torch.from_numpy(data.crop(7, 65)[0].transpose(2, 0, 1).copy())
+    assert torch.allclose(one / 127.5 - 1, whole.hr[5], atol=1e-6)
+    assert (one == 255).equal(whole.hr[5] == 1)
+    assert (one == 0).equal(whole.hr[5] == -1)
+
+
+def test_images_are_drawn_by_the_root_of_their_area_and_in_runs(photos):
+    prepare(photos)
+    data = PreparedPhotos(photos / "out", crop_lr=4, candidates=1, flips=True)
+    share = np.mean([data.stem(0, index) == "a" for index in range(4000)])
+    expected = np.sqrt(12 * 10) / (np.sqrt(12 * 10) + np.sqrt(12 * 16))
+    assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / 4000)
+    runs = PreparedPhotos(photos / "out", crop_lr=4, candidates=1, flips=True, crops_per_image=5)
+    stems = [runs.stem(0, index) for index in range(200)]
+    assert all(len(set(stems[first : first + 5])) == 1 for first in range(0, 200, 5))
+    assert len(set(stems)) == 2
+
+
+def test_places_and_orientations_are_uniform(photos):
+    prepare(photos)
+    data = PreparedPhotos(photos / "out", crop_lr=9, candidates=1, flips=True)
+    drawn = [crop for crop, (_, lr, _) in data._drawn(0, 0, 4000) if lr.shape[:2] == (12, 16)]
+    for values, choices in (
+        ([crop.top_lr for crop in drawn], 4),
+        ([crop.left_lr for crop in drawn], 8),
+        ([crop.orientation for crop in drawn], 8),
+    ):
+        share = np.bincount(values, minlength=choices) / len(drawn)
+        assert len(share) == choices
+        assert np.abs(share - 1 / choices).max() < 5 * np.sqrt(1 / choices / len(drawn))
+
+
+def test_a_prepared_folder_goes_to_another_process(photos):
+    prepare(photos)
+    data = PreparedPhotos(photos / "out", crop_lr=8, candidates=1, flips=True)
+    batch = data.batch(0, 0, 4)
+    content = pickle.dumps(data)
+    assert len(content) < 5000
+    assert pickle.loads(content).batch(0, 0, 4).hr.equal(batch.hr)
+
+
+def test_webdataset_reads_the_shards(photos):
+    (photos / "hr/a.png").rename(photos / "hr/a.v1.50%.png")
+    (photos / "masks/a.json").rename(photos / "masks/a.v1.50%.json")
+    prepare(photos, images_per_shard=1)
+    images = PreparedPhotos(photos / "out", crop_lr=4, candidates=1, flips=True).images
+    urls = shard_urls(photos / "out")
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [stem_of(sample["__key__"]) for sample in samples] == images.stems == ["a.v1.50%", "b"]
+    for sample, example in zip(samples, images, strict=True):
+        for part, array in zip(("hr", "lr", "structure"), example, strict=True):
+            assert sample[f"{part}.npy"].dtype == array.dtype
+            assert np.array_equal(sample[f"{part}.npy"], array)
+
+
+def six_photos(folder):
+    """Six photographs of one colour each, in six shards."""
+    (folder / "hr").mkdir()
+    (folder / "masks").mkdir()
+    for number in range(6):
+        Image.new("RGB", (24, 20), (40 * number, 0, 0)).save(folder / f"hr/{number}.png")
+        write_masks(folder / f"masks/{number}.json", [np.ones((20, 24), bool)])
+    prepare(folder, images_per_shard=1)
+    return shard_urls(folder / "out")
+
+
+STREAM = {"crop_lr": 4, "candidates": 2, "flips": True, "batch": 4, "seed": 5}
+
+
+def colours(batches):
+    return sorted(round((float(hr[0, 0, 0]) + 1) * 127.5) for batch in batches for hr in batch.hr)
+
+
+def test_a_stream_shows_every_image_once_an_epoch(tmp_path):
+    urls = six_photos(tmp_path)
+    batches = list(stream_batches(urls, **STREAM, epochs=2, crops_per_image=3, buffer=5))
+    assert [len(batch.hr) for batch in batches] == [4] * 9
+    assert batches[0].lr.shape == (4, 3, 4, 4)
+    assert batches[0].structure.shape == (4, 1, 16, 16)
+    assert colours(batches) == sorted(6 * [40 * number for number in range(6)])
+    again = list(stream_batches(urls, **STREAM, epochs=2, crops_per_image=3, buffer=5))
+    assert all(a.hr.equal(b.hr) for a, b in zip(batches, again, strict=True))
+    other = list(stream_batches(urls, **STREAM | {"seed": 6}, epochs=2, crops_per_image=3, buffer=5))
+    assert not all(a.hr.equal(b.hr) for a, b in zip(batches, other, strict=True))
+
+
+def test_processes_share_the_shards_of_a_stream(tmp_path):
+    urls = six_photos(tmp_path)
+    streams = [stream_batches(urls, **STREAM, epochs=1, crops_per_image=1, rank=rank, world=3) for rank in range(3)]
+    seen = [colours(stream) for stream in streams]
+    assert [len(part) for part in seen] == [2, 2, 2]
+    assert sorted(itertools.chain(*seen)) == [40 * number for number in range(6)]
+    assert rank_urls(urls, seed=0, epoch=0, rank=0, world=1) != rank_urls(urls, seed=0, epoch=1, rank=0, world=1)
+    with pytest.raises(SamDiffSRError, match="6 shards"):
+        next(stream_batches(urls, **STREAM, world=7))
+    with pytest.raises(SamDiffSRError, match="rank is 3"):
+        next(stream_batches(urls, **STREAM, rank=3, world=3))
+    with pytest.raises(SamDiffSRError, match="9x9"):
+        next(stream_batches(urls, **STREAM | {"crop_lr": 9}))
+
+
+def test_a_folder_that_is_not_what_its_manifest_says_is_refused(photos):
+    prepare(photos)
+    (index,) = (photos / "out").glob("shard-*.json")
+    good = index.read_text()
+    index.write_text(good.replace('"height_lr": 12', '"height_lr": 11'))
+    with pytest.raises(SamDiffSRError, match="not the one in the manifest"):
+        PreparedImages(photos / "out")
+    index.write_text(good)
+    (shard,) = (photos / "out").glob("shard-*.tar")
+    shard.unlink()
+    with pytest.raises(SamDiffSRError, match=r"shard-\w+\.tar cannot be read"):
+        PreparedImages(photos / "out")
+    (photos / "out/manifest.json").write_text('{"schema": 1, "images": ["a", "b"]}')
+    with pytest.raises(SamDiffSRError, match="another version"):
+        PreparedImages(photos / "out")

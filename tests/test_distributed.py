@@ -6,12 +6,16 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from samdiffsr import SamDiffSRError
-from samdiffsr.distributed import cluster, cluster_map
+from samdiffsr.cli import main
+from samdiffsr.distributed import cluster, cluster_map, on_cluster
 
 ray = pytest.importorskip("ray")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -31,38 +35,34 @@ def two_nodes():
     nodes.shutdown()
 
 
-def make_square():
+def square(item):
     """Items wait for each other: the first is not done before a worker of the other node has begun one too."""
-
-    def square(item):
-        number, meeting = item
-        if number == 3:
-            raise SamDiffSRError("three is refused.")
-        node = ray.get_runtime_context().get_node_id()
-        (meeting / node).touch()
-        until = time.monotonic() + 60
-        while len(list(meeting.iterdir())) < 2 and time.monotonic() < until:
-            time.sleep(0.05)
-        return number * number, node
-
-    return square
+    number, meeting = item
+    if number == 3:
+        raise SamDiffSRError("three is refused.")
+    node = ray.get_runtime_context().get_node_id()
+    (meeting / node).touch()
+    until = time.monotonic() + 60
+    while len(list(meeting.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    return number * number, node
 
 
 def test_every_item_once_on_both_nodes_and_an_error_is_a_result(two_nodes, tmp_path):
     with cluster(two_nodes):
-        results = dict(cluster_map(make_square, [(number, tmp_path) for number in range(8)]))
+        results = dict(cluster_map(square, [(number, tmp_path) for number in range(8)]))
     assert str(results.pop(3)) == "three is refused."
     assert {number: value for number, (value, _) in results.items()} == {n: n * n for n in range(8) if n != 3}
     assert len({node for _, node in results.values()}) == 2
 
 
 def test_no_items_are_no_work(two_nodes):
-    assert list(cluster_map(make_square, [])) == []
+    assert list(cluster_map(square, [])) == []
 
 
 def test_gpus_that_are_not_there_are_an_error(two_nodes):
     with pytest.raises(SamDiffSRError, match="0 GPUs"):
-        list(cluster_map(make_square, [1], gpus=1))
+        list(cluster_map(square, [1], gpus=1))
 
 
 def test_no_cluster_is_one_sentence(tmp_path: Path):
@@ -72,3 +72,53 @@ def test_no_cluster_is_one_sentence(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout.startswith("told: there is no Ray cluster at '127.0.0.1:9'")
+
+
+def test_the_first_error_ends_an_ordered_run(two_nodes, tmp_path):
+    results = on_cluster(two_nodes, square, [(number, tmp_path) for number in range(5)])
+    assert [next(results)[0] for _ in range(3)] == [0, 1, 4]
+    with pytest.raises(SamDiffSRError, match="three is refused"):
+        next(results)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Three photographs; the tests run beside them, and give relative paths."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hr").mkdir()
+    for number, name in enumerate(["cat", "coffee", "astronaut"]):
+        with Image.open(EXAMPLES / f"{name}.png") as picture:
+            picture.crop((10, 20, 42 + number, 60)).save(tmp_path / "hr" / f"{name}.png")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def run(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+
+
+def test_masks_and_preparation_are_the_same_bytes(two_nodes, photos):
+    masks = ("masks", "-i", "hr", "--segmenter", "classical", "--min-size", "20")
+    run(*masks, "-o", "masks")
+    run(*masks, "-o", "masks2", "--cluster", two_nodes)
+    assert contents(photos / "masks2") == contents(photos / "masks")
+    prepare = ("prepare", "-i", "hr", "--masks", "masks", "--images-per-shard", "1")
+    run(*prepare, "-o", "data")
+    run(*prepare, "-o", "data2", "--cluster", two_nodes)
+    assert contents(photos / "data2") == contents(photos / "data")
+    assert len(list((photos / "data2").glob("*.tar"))) == 3
+
+
+def test_a_cluster_goes_on_where_one_machine_was_stopped(two_nodes, photos):
+    masks = ("masks", "-i", "hr", "-o", "masks", "--segmenter", "classical", "--min-size", "20")
+    run(*masks, "--shard", "1/2")
+    kept = {file: file.stat().st_mtime_ns for file in (photos / "masks").glob("*.json")}
+    assert 0 < len(kept) < 3
+    run(*masks, "--cluster", two_nodes)
+    assert len(list((photos / "masks").glob("*.json"))) == 3
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept

@@ -15,16 +15,9 @@ from samdiffsr.masks import generate
 from samdiffsr.masks.classical import ClassicalSegmenter
 from samdiffsr.masks.generate import GeneratorOptions, generate_masks, suppress
 from samdiffsr.masks.preview import contact_sheet, overlay
+from samdiffsr.masks.runs import decode_mask, encode_mask, encode_runs, run_lengths
 from samdiffsr.masks.segment import Region, box_of, xywh
-from samdiffsr.masks.store import (
-    decode,
-    decode_mask,
-    encode_mask,
-    encode_runs,
-    read_records,
-    run_lengths,
-    write_records,
-)
+from samdiffsr.masks.store import decode, read_records, write_records
 
 bitmaps = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 boxes = hnp.arrays(np.int64, st.tuples(st.integers(0, 30), st.just(4)), elements=st.integers(0, 20)).map(

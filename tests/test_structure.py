@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conftest import DATA
 from samdiffsr import SamDiffSRError, structure_map
-from samdiffsr.structure import ENCODINGS, accumulate_structure
+from samdiffsr.structure import ENCODINGS, structure_of_regions
 
 GOLDEN = np.load(DATA / "golden" / "released_small.npz")
 
@@ -58,12 +58,25 @@ def test_every_encoding_has_one_value_a_region(encoding):
     np.testing.assert_allclose(found[masks[1]], position[:, 5:].mean(), atol=1e-6)
 
 
-def test_encodings_by_their_formulas():
-    theta = np.array([[y / 10000 ** (2 * (x // 2) / 5) for x in range(5)] for y in range(3)])
-    even = np.arange(5) % 2 == 0
-    np.testing.assert_allclose(ENCODINGS["cosine"](3, 5), np.cos(theta))
-    np.testing.assert_allclose(ENCODINGS["sincos"](3, 5), np.where(even, np.sin(theta), np.cos(theta)))
-    np.testing.assert_allclose(ENCODINGS["linear"](3, 5).ravel(), np.arange(15) / 14)
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (128, 4), (300, 7)])
+def test_encodings_by_their_formulas(height, width):
+    theta = np.array([[y / 10000 ** (2 * (x // 2) / width) for x in range(width)] for y in range(height)])
+    cos, sin, even = np.cos(theta), np.sin(theta), np.arange(width) % 2 == 0
+    for encoding, expected in {
+        "rope": np.where(even, cos - sin, cos + sin),
+        "cosine": cos,
+        "sincos": np.where(even, sin, cos),
+        "linear": np.arange(height * width).reshape(height, width) / (height * width - 1),
+    }.items():
+        np.testing.assert_allclose(ENCODINGS[encoding](height, width), expected, atol=1e-12)
+
+
+def test_regions_given_by_their_pixels_are_masks():
+    masks = np.random.default_rng(0).random((5, 40, 33)) < 0.3
+    masks[3] = False
+    options = {"encoding": "sincos", "mean_over": "image", "overlap": "last"}
+    regions = [np.flatnonzero(mask.ravel(order="F")) for mask in masks]
+    assert np.array_equal(structure_of_regions(regions, (40, 33), **options), structure_map(masks, **options))
 
 
 def test_no_mask_and_empty_mask_are_zero():
@@ -80,7 +93,6 @@ def test_no_mask_and_empty_mask_are_zero():
         (lambda: structure_map(np.zeros((1, 2, 2), bool), encoding="polar"), "'rope'"),
         (lambda: structure_map(np.zeros((1, 2, 2), bool), overlap="first"), "'last'"),
         (lambda: structure_map(np.zeros((1, 2, 2), bool), mean_over="mask"), "'region'"),
-        (lambda: accumulate_structure([np.ones((2, 3), bool)], (3, 2)), "(2, 3)"),
     ],
 )
 def test_bad_input_is_named(call, told):

@@ -62,7 +62,7 @@ def test_bad_input_is_one_sentence_and_code_2(arguments, told, capsys, tmp_path,
 
 
 def test_a_missing_extra_is_named(photos, capsys, monkeypatch):  # noqa: F811
-    for name in [name for name in sys.modules if name.startswith(("samdiffsr.data.prepare", "samdiffsr.masks"))]:
+    for name in [name for name in sys.modules if name.startswith(("samdiffsr.data", "samdiffsr.masks"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     assert samdiffsr("prepare", "-i", photos / "hr", "--masks", photos / "masks", "-o", photos / "data") == 2

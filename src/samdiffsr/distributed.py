@@ -7,14 +7,11 @@ on the machine nor on the order, so the files are the same bytes as those of one
 import logging
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from samdiffsr.errors import ConfigError, SamDiffSRError
-
-Make = Callable[[], Callable[[Any], Any]]
-"""Called once in each worker process: loads what is slow to load and returns the function for one item."""
 
 CONNECT_SECONDS = 10
 
@@ -22,15 +19,36 @@ CONNECT_SECONDS = 10
 class _Worker:
     """One process of the cluster. Items and results travel as pickles, for Ray Data's own columns know only simple types."""
 
-    def __init__(self, make: Make) -> None:
-        self.work = make()
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            result = self.work(pickle.loads(row["item"]))
+            result = self.function(pickle.loads(row["item"]))
         except SamDiffSRError as error:  # Ray would wrap it and print a traceback
             result = error
         return {"number": row["number"], "result": pickle.dumps(result)}
+
+
+def on_cluster(
+    address: str, function: Callable[[Any], Any], items: Sequence[Any], *, gpus: float = 0
+) -> Generator[Any, None, None]:
+    """`map(function, items)` on the cluster at `address`: results in the order of the items, each as soon as it can be.
+
+    Raises:
+        SamDiffSRError: what the function raised for an item, or no cluster.
+    """
+    with cluster(address):
+        early: dict[int, Any] = {}
+        wanted = 0
+        for number, result in cluster_map(function, items, gpus=gpus):
+            early[number] = result
+            while wanted in early:
+                result = early.pop(wanted)
+                if isinstance(result, SamDiffSRError):
+                    raise result
+                yield result
+                wanted += 1
 
 
 @contextmanager
@@ -72,11 +90,11 @@ def _knock(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def cluster_map(make: Make, items: Sequence[Any], *, gpus: float = 0) -> Iterator[tuple[int, Any]]:
-    """Apply the function that `make` makes to every item, on the cluster that this process has joined.
+def cluster_map(function: Callable[[Any], Any], items: Sequence[Any], *, gpus: float = 0) -> Iterator[tuple[int, Any]]:
+    """Apply a function to every item, on the cluster that this process has joined. Worker processes stay from item to item.
 
     Args:
-        make: see `Make`; importable on every machine. items: picklable. gpus: GPUs that each worker process needs.
+        function: importable on every machine. items: picklable. gpus: GPUs that each worker process needs.
 
     Yields:
         (number of the item, result) as they are done, in any order; a `SamDiffSRError` that an item raised is its result.
@@ -94,7 +112,7 @@ def cluster_map(make: Make, items: Sequence[Any], *, gpus: float = 0) -> Iterato
         raise ConfigError(f"the cluster has {found.get('GPU', 0):g} GPUs, but each worker needs {gpus:g}.")
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), 16 * most)).map(
         _Worker,  # pyright: ignore[reportArgumentType]
-        fn_constructor_args=(make,),
+        fn_constructor_args=(function,),
         compute=ray.data.ActorPoolStrategy(size=min(most, len(rows))),
         num_cpus=1,
         num_gpus=gpus or None,

@@ -25,6 +25,8 @@ EXTRAS = {
     "pycocotools": "train",
     "pydantic": "train",
     "tensorboard": "train",
+    "ray": "ray",
+    "webdataset": "train",
     "yaml": "train",
     "transformers": "sam",
     "skimage": "sam",

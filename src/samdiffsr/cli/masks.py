@@ -4,11 +4,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samdiffsr.cli.options import Cluster
 from samdiffsr.errors import ConfigError, choose
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def masks(
     preview: Preview = False,
     shard: Shard = "1/1",
     workers: Workers = 1,
+    cluster: Cluster = None,
     max_pixels: MaxPixels = None,
     points_per_side: PointsPerSide = None,
     points_per_batch: PointsPerBatch = None,
@@ -77,9 +80,15 @@ def masks(
     """Write the region masks of every photograph as <stem>.json; what is done already is kept."""
     given = {name: value for name, value in locals().items() if value is not None}  # only the options yet
     from samdiffsr.images import MAX_PIXELS
-    from samdiffsr.masks.folder import mask_folder
+    from samdiffsr.masks.folder import make_masks, mask_folder
 
     recipe, part = _recipe(segmenter, given), _shard(shard)
+    run = None
+    if cluster:
+        from samdiffsr.distributed import on_cluster
+
+        run = partial(on_cluster, cluster, make_masks, gpus=int(device.startswith("cuda")))
+        input, output = input.absolute(), output.absolute()  # a worker has another working folder
     with _progress() as tell:
         report = mask_folder(
             input,
@@ -88,6 +97,7 @@ def masks(
             preview=preview,
             shard=part,
             workers=workers,
+            run=run,
             max_pixels=max_pixels or MAX_PIXELS,
             progress=tell,
         )

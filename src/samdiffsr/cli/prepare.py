@@ -1,16 +1,31 @@
 """`samdiffsr prepare -i photos --masks masks -o data`: photographs and region masks to a training folder."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from samdiffsr.cli.options import Cluster
+from samdiffsr.errors import ConfigError
+
 Input = Annotated[Path, typer.Option("-i", "--input", help="Folder of HR photographs.")]
-Masks = Annotated[
-    Path, typer.Option("--masks", help="Folder of masks, <stem>.json as segment-anything's amg.py writes.")
-]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write, made if need be.")]
+Masks = Annotated[
+    Path | None, typer.Option("--masks", help="Folder of masks, <stem>.json as segment-anything's amg.py writes.")
+]
+Structure = Annotated[
+    Path | None, typer.Option("--structure", help="Instead: folder of ready structure maps, <stem>.npy.")
+]
 Encoding = Annotated[str, typer.Option(help="rope, cosine, sincos or linear.")]
+MeanOver = Annotated[
+    str, typer.Option(help="Mean of the encoding over the region (paper) or the image (released code).")
+]
+Overlap = Annotated[str, typer.Option(help="Where masks overlap: sum (paper) or last (released code).")]
+MissingMasks = Annotated[str, typer.Option(help="zero: a photograph without regions gets an empty map; else error.")]
+ResizeMasks = Annotated[bool, typer.Option("--resize-masks", help="Accept masks of another size than the photograph.")]
+PerShard = Annotated[int, typer.Option(min=1, help="Photographs in a shard, at most.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse larger photographs.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 
 
@@ -19,21 +34,65 @@ def register(app: typer.Typer) -> None:
     app.command("prepare")(prepare)
 
 
-def prepare(input: Input, masks: Masks, output: Output, encoding: Encoding = "rope", workers: Workers = 1) -> None:
-    """Write HR, LR and structure map of every photograph; what is done already is kept."""
+def prepare(
+    input: Input,
+    output: Output,
+    masks: Masks = None,
+    structure: Structure = None,
+    encoding: Encoding = "rope",
+    mean_over: MeanOver = "region",
+    overlap: Overlap = "sum",
+    missing_masks: MissingMasks = "error",
+    resize_masks: ResizeMasks = False,
+    images_per_shard: PerShard = 64,
+    max_pixels: MaxPixels = 64_000_000,
+    workers: Workers = 1,
+    cluster: Cluster = None,
+) -> None:
+    """Write shards of HR, LR and structure map of every photograph; what is done already is kept."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
-    from samdiffsr.data.prepare import prepare_folder
+    from samdiffsr.data.example import PrepareOptions
+    from samdiffsr.data.prepare import in_processes, prepare_folder
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("prepare", total=None)
-        count = prepare_folder(
+    if (masks is None) == (structure is None):
+        raise ConfigError("give one folder of regions: --masks MASKS or --structure MAPS.")
+    options = PrepareOptions(
+        encoding=encoding,  # pyright: ignore[reportArgumentType] - checked there
+        mean_over=mean_over,  # pyright: ignore[reportArgumentType]
+        overlap=overlap,  # pyright: ignore[reportArgumentType]
+        missing_masks=missing_masks,  # pyright: ignore[reportArgumentType]
+        resize_masks=resize_masks,
+        max_pixels=max_pixels,
+    )
+    run = partial(in_processes, workers=workers)
+    if cluster:
+        from samdiffsr.distributed import on_cluster
+
+        run = partial(on_cluster, cluster)
+        input, output = input.absolute(), output.absolute()  # a worker has another working folder
+        masks, structure = masks and masks.absolute(), structure and structure.absolute()
+    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("prepare", total=None, rate="")
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, rate=f"{bar.tasks[0].speed or 0:.1f} images/s")
+
+        made = prepare_folder(
             input,
-            masks,
+            masks or structure,  # pyright: ignore[reportArgumentType] - one of them is given
             output,
-            workers=workers,
-            options={"encoding": encoding},
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            kind="masks" if masks else "structure",
+            options=options,
+            images_per_shard=images_per_shard,
+            run=run,
+            progress=progress,
         )
-    typer.echo(f"{count} photographs in {output}")
+    typer.echo(
+        f"{made.images} photographs in {made.shards} shards, {made.bytes / 1e6:.0f} MB, in {output}; "
+        f"{made.without_masks} without masks, {made.resized_masks} with masks of another size."
+    )
+    if made.strangers:
+        typer.echo(f"Note: {made.strangers} shards of earlier runs in {output} do not belong to it any more.", err=True)

@@ -1,3 +1,3 @@
-"""Training examples: prepared folders, and aligned random crops of them."""
+"""Training examples: photographs to shards, and aligned random crops of them."""
 
-SCHEMA = 1  # version of a prepared folder
+SCHEMA = 2  # version of a prepared folder

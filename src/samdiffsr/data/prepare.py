@@ -1,103 +1,330 @@
-"""Photographs and their masks -> a prepared folder: `<stem>.hr.npy`, `<stem>.lr.npy`, `<stem>.structure.npy` and a manifest.
+"""Photographs and their regions -> a prepared folder: shards, and a manifest that is written last.
 
-Every photograph is cropped to a multiple of 4; its LR image is the exact MATLAB bicubic x1/4, and the structure map is
-computed on the whole HR image, so that crops of all three taken with the same LR coordinates lie over each other.
+The sorted photographs are cut into consecutive shards, and `prepare_shard` makes one of them, anywhere: the driver here is
+a loop over it. Where a shard ends depends on the names near it alone, and its file is named after the names in it, so a
+photograph added or taken away leaves all other shards as they are.
 """
 
+import hashlib
 import json
-import os
-from collections.abc import Callable
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
+from typing import BinaryIO
 
 from samdiffsr.data import SCHEMA
-from samdiffsr.errors import ConfigError, SamDiffSRError
-from samdiffsr.images import READABLE, read_image
-from samdiffsr.masks.store import decode, read_records
-from samdiffsr.resize import SCALE, imresize
-from samdiffsr.structure import accumulate_structure
+from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
+from samdiffsr.data.shards import TEMPORARY, ShardWriter, read_manifest, whole_file, write_json
+from samdiffsr.errors import ConfigError, SamDiffSRError, choose
+from samdiffsr.images import READABLE
+from samdiffsr.resize import SCALE
+
+IMAGES_PER_SHARD = 64
+TOLD = 100  # bad files named at the end of a run
 
 
-def _write(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@dataclass(frozen=True)
+class ShardPlan:
+    """What one shard is made of.
+
+    Attributes:
+        names: file names of its photographs, sorted, in the folder `photos`.
+        regions: folder of "<stem>.json" or, for `kind` "structure", of "<stem>.npy".
+        output: folder the shard is written to.
+    """
+
+    names: tuple[str, ...]
+    photos: Path
+    regions: Path
+    kind: Regions
+    output: Path
+    options: PrepareOptions
+
+    @property
+    def name(self) -> str:
+        """The shard's file name without extension: the same for the same names and encoding on every machine."""
+        content = json.dumps([header(self.kind, self.options), self.names])
+        return f"shard-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+    def sources(self) -> Iterator[tuple[Path, Path]]:
+        """Photograph and regions file of each image."""
+        suffix = choose(self.kind, {"masks": "json", "structure": "npy"}, "kind")
+        for name in self.names:
+            yield self.photos / name, self.regions / f"{Path(name).stem}.{suffix}"
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What became of one shard of `images` photographs: its `entry` in the manifest and the versions of the tools that
+    made it, or else one sentence for each bad file in it, and no shard."""
+
+    name: str
+    images: int
+    entry: dict | None = None
+    tools: dict | None = None
+    problems: tuple[str, ...] = ()
+
+
+class _BadFiles(Exception):  # noqa: N818 - ends the writing of a shard, never leaves this module
+    """Its arguments are the problems."""
+
+
+def header(kind: Regions, options: PrepareOptions) -> dict:
+    """What two prepared folders must share to be the same kind of data."""
+    encoding = options.structure if kind == "masks" else None
+    return {"schema": SCHEMA, "scale": SCALE, "regions": kind, "structure": encoding}
+
+
+def tools() -> dict[str, str]:
+    """The versions of what decodes and computes."""
+    return {name: version(name) for name in ("samdiffsr", "numpy", "pillow")}
+
+
+def cut(names: Iterable[str], limit: int) -> Iterator[tuple[str, ...]]:
+    """Cut a list into consecutive pieces of at most `limit` names; all but the last have a quarter of it at least.
+
+    A piece begins where the last one is full, or at a name whose checksum says so. A name added or taken away therefore
+    moves a few cuts near it, where cutting by number would move every one that follows.
+    """
+    quarter = -(-limit // 4)
+    period = max(2, quarter)
+    piece: list[str] = []
+    for name in names:
+        marked = zlib.crc32(name.encode(errors="surrogateescape")) % period == 0
+        if len(piece) == limit or (marked and len(piece) >= quarter):
+            yield tuple(piece)
+            piece = []
+        piece.append(name)
+    if piece:
+        yield tuple(piece)
+
+
+def plan_shards(
+    photos: Path, regions: Path, output: Path, *, kind: Regions, options: PrepareOptions, images_per_shard: int
+) -> list[ShardPlan]:
+    """The shards of a folder of photographs, in the order of their names; nothing is opened.
+
+    Raises:
+        ConfigError: no such folder, no photograph in it, or two of one stem.
+    """
+    for folder, what in ((photos, "photographs"), (regions, kind)):
+        if not Path(folder).is_dir():
+            raise ConfigError(f"folder {folder} with the {what} does not exist.")
+    names = sorted(
+        path.name for path in Path(photos).iterdir() if path.suffix.lower() in READABLE and path.name[0] != "."
+    )
+    if not names:
+        raise ConfigError(f"folder {photos} has no image to prepare.")
+    seen: set[str] = set()
+    for stem in (Path(name).stem for name in names):
+        if stem in seen:
+            raise ConfigError(f"folder {photos} has two images named {stem!r}; rename one.")
+        seen.add(stem)
+    folders = (Path(photos), Path(regions), kind, Path(output), options)
+    return [ShardPlan(piece, *folders) for piece in cut(names, images_per_shard)]
+
+
+def prepare_shard(plan: ShardPlan) -> ShardReport:
+    """Make one shard, or find it made already of the same files. A bad file is told, and leaves the shard unwritten.
+
+    Raises:
+        SamDiffSRError: the shard cannot be written, as on a full disk.
+    """
+    tar, index = (plan.output / f"{plan.name}{suffix}" for suffix in (".tar", ".json"))
+    content = _kept(plan, tar, index)
+    if content is None:
+        try:
+            with whole_file(tar) as file:
+                images = _write_images(plan, file)
+        except _BadFiles as bad:
+            return ShardReport(plan.name, len(plan.names), problems=bad.args)
+        content = {"tools": tools(), "bytes": tar.stat().st_size, "images": images}
+        write_json(index, content)
+    images = content["images"]
+    entry = {
+        "name": plan.name,
+        "images": len(images),
+        "without_masks": sum(image["without_masks"] for image in images),
+        "resized_masks": sum(image["resized"] for image in images),
+        "bytes": content["bytes"],
+        "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
+    }
+    return ShardReport(plan.name, len(images), entry, content["tools"])
+
+
+def _write_images(plan: ShardPlan, file: BinaryIO) -> list[dict]:
+    """Write all images of a shard; returns the index. _BadFiles names every file that cannot be used."""
+    writer = ShardWriter(file)
+    problems, index = [], []
+    for photo, regions in plan.sources():
+        try:
+            prepared = prepare_example(photo, regions, plan.kind, plan.options)
+            source = {
+                "photo": _source(photo),
+                "regions": _source(regions) if regions.exists() else None,
+                "without_masks": prepared.without_masks,
+                "resized": prepared.resized,
+            }
+        except SamDiffSRError as error:
+            problems.append(str(error))
+            continue  # the rest is looked at too, so that one run tells every bad file
+        if not problems:
+            index.append(writer.add(photo.stem, prepared.example) | source)
+    if problems:
+        raise _BadFiles(*problems)
+    writer.close()
+    return index
+
+
+def _source(path: Path) -> dict:
     try:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with open(path, "rb") as file:
+            return {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    except OSError as error:
+        raise SamDiffSRError(f"{path} cannot be read ({error.strerror}); check it and its permissions.") from None
 
 
-def prepare_image(photo: Path, masks: Path, output: Path, options: dict) -> None:
-    """Write the three members of one photograph; the structure map last, so that its presence means the image is done."""
-    hr = read_image(photo).rgb
-    height, width = hr.shape[0], hr.shape[1]
-    if min(height, width) < SCALE:
-        raise SamDiffSRError(f"photograph {photo} is {width}x{height} pixels, but needs at least {SCALE}x{SCALE}.")
-    structure = accumulate_structure(decode(read_records(masks, (height, width))), (height, width), **options)
-    height, width = height // SCALE * SCALE, width // SCALE * SCALE
-    hr = np.ascontiguousarray(hr[:height, :width])
-    _write(output / f"{photo.stem}.hr.npy", hr)
-    _write(output / f"{photo.stem}.lr.npy", imresize(hr, 1 / SCALE))
-    _write(output / f"{photo.stem}.structure.npy", structure[:height, :width].astype(np.float16))
+def _kept(plan: ShardPlan, tar: Path, index: Path) -> dict | None:
+    """The index of a shard made earlier, unless it is unfinished, holds what is not accepted now, or a source has changed:
+    its size differs, or it is younger than the index."""
+    try:
+        content, written = json.loads(index.read_text()), index.stat().st_mtime_ns
+        if tar.stat().st_size != content["bytes"]:
+            return None
+    except (OSError, ValueError):
+        return None
+
+    def same(path: Path, source: dict | None) -> bool:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return source is None
+        return source is not None and status.st_size == source["bytes"] and status.st_mtime_ns <= written
+
+    for (photo, regions), image in zip(plan.sources(), content["images"], strict=True):
+        refused = (image["without_masks"] and plan.options.missing_masks == "error") or (
+            image["resized"] and not plan.options.resize_masks
+        )
+        if refused or not same(photo, image["photo"]) or not same(regions, image["regions"]):
+            return None
+    return content
+
+
+MapShards = Callable[[Callable[[ShardPlan], ShardReport], Sequence[ShardPlan]], Iterable[ShardReport]]
+"""Maps a function over the plans, in any order."""
+
+
+def in_processes(
+    function: Callable[[ShardPlan], ShardReport], plans: Sequence[ShardPlan], *, workers: int
+) -> Iterator[ShardReport]:
+    """`map(function, plans)` in so many processes; in this one if there is one."""
+    if workers == 1:
+        yield from map(function, plans)
+        return
+    todo, running = iter(plans), deque()
+    with ProcessPoolExecutor(workers) as pool:
+        try:
+            for plan in todo:  # never all at once: there may be a hundred thousand
+                running.append(pool.submit(function, plan))
+                if len(running) >= 2 * workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        except BrokenProcessPool:
+            raise SamDiffSRError(
+                "a worker process was ended from outside, most likely for lack of memory: use fewer workers."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """Counts of a finished folder; `strangers` are shards of earlier runs that are no longer part of it."""
+
+    images: int
+    shards: int
+    without_masks: int
+    resized_masks: int
+    bytes: int
+    strangers: int
 
 
 def prepare_folder(
     photos: Path,
-    masks: Path,
+    regions: Path,
     output: Path,
     *,
-    workers: int = 1,
-    options: dict | None = None,
+    kind: Regions = "masks",
+    options: PrepareOptions = PrepareOptions(),
+    images_per_shard: int = IMAGES_PER_SHARD,
+    run: MapShards = partial(in_processes, workers=1),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> int:
-    """Prepare every photograph of a folder; photographs already done with the same options are kept.
+) -> PreparedFolder:
+    """Prepare every photograph of a folder. Shards made already of the same files are kept, so a run that was killed goes on.
+
+    Bad files do not end the run: the shards without one are made, then an error names them, and there is no manifest.
+    With these files mended or taken away the same command makes what is left.
 
     Args:
-        photos: folder of images. masks: folder of `<stem>.json`. output: folder to write, made if need be.
-        workers: processes.
-        options: keyword arguments of `structure_map`; stored in the manifest.
-        progress: called with (images done, images in all).
-
-    Returns:
-        The number of images.
+        photos: folder of pictures. regions: folder of masks or, for `kind` "structure", of structure maps.
+        output: folder to write, made if need be.
+        images_per_shard: at most; half of it typically.
+        run: maps `prepare_shard` over the plans: `in_processes`, or a cluster's. May yield in any order.
+        progress: called with (photographs done, photographs in all).
 
     Raises:
-        SamDiffSRError: an empty folder, two photographs of one stem, a missing or bad mask file, an output folder
+        SamDiffSRError: an empty folder, two photographs of one stem, bad files, a full disk, an output folder
             prepared with other options.
     """
-    options = options or {}
-    accumulate_structure([], (1, 1), **options)  # refuses an unknown option before anything is written
-    if not Path(photos).is_dir():
-        raise ConfigError(f"folder {photos} with the photographs does not exist.")
-    files = sorted(file for file in Path(photos).iterdir() if file.suffix.lower() in READABLE)
-    if not files:
-        raise ConfigError(f"folder {photos} has no image to prepare.")
-    stems = [file.stem for file in files]
-    if len(set(stems)) < len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise ConfigError(f"folder {photos} has two images named {twice!r}; rename one.")
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    manifest_file = output / "manifest.json"
-    header = {"schema": SCHEMA, "scale": SCALE, "structure": options}
-    if manifest_file.exists():
-        found = json.loads(manifest_file.read_text())
-        if {key: found.get(key) for key in header} != header:
+    plans = plan_shards(photos, regions, output, kind=kind, options=options, images_per_shard=images_per_shard)
+    head = header(kind, options)
+    if (output / "manifest.json").exists():
+        found = read_manifest(output)
+        if {key: found.get(key) for key in head} != head:
             raise ConfigError(f"folder {output} was prepared with other options; use a new folder.")
-    else:
-        manifest_file.write_text(json.dumps(header))
-    missing = [file for file in files if not (output / f"{file.stem}.structure.npy").exists()]
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(partial(prepare_image, file, Path(masks) / f"{file.stem}.json", output, options))
-            for file in missing
-        ]
-        for number, job in enumerate(jobs, 1):
-            job.result()
-            progress(len(files) - len(missing) + number, len(files))
-    manifest_file.write_text(json.dumps(header | {"images": stems}))
-    return len(files)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"folder {output} cannot be made ({error.strerror}); choose another.") from None
+    reports, done, total = {}, 0, sum(len(plan.names) for plan in plans)
+    for report in run(prepare_shard, plans):
+        reports[report.name] = report
+        done += report.images
+        progress(done, total)
+    return _conclude(output, head, [reports[plan.name] for plan in plans])
+
+
+def _conclude(output: Path, head: dict, reports: list[ShardReport]) -> PreparedFolder:
+    """Write the manifest, or raise what stands in its way."""
+    problems = [problem for report in reports for problem in report.problems]
+    if len(problems) == 1:
+        raise SamDiffSRError(problems[0])
+    if problems:
+        told = "\n".join(problems[:TOLD])
+        raise SamDiffSRError(f"{len(problems)} files cannot be used: mend or remove them and start again.\n{told}")
+    entries = [report.entry for report in reports if report.entry]
+    names = {f"{entry['name']}{suffix}" for entry in entries for suffix in (".tar", ".json")}
+    strangers = 0
+    for path in output.iterdir():
+        if path.name.startswith(TEMPORARY):  # of a run that was killed
+            path.unlink(missing_ok=True)
+        strangers += path.name.startswith("shard-") and path.suffix == ".tar" and path.name not in names
+    made_with = sorted({json.dumps(report.tools) for report in reports})
+    counts = {
+        key: sum(entry[key] for entry in entries) for key in ("images", "without_masks", "resized_masks", "bytes")
+    }
+    tools = {"tools": [json.loads(found) for found in made_with]}
+    write_json(output / "manifest.json", head | tools | counts | {"shards": entries}, indent=1)
+    return PreparedFolder(shards=len(entries), strangers=strangers, **counts)

@@ -10,8 +10,8 @@ from scipy.ndimage import find_objects
 from skimage.segmentation import felzenszwalb
 
 from samdiffsr.errors import ConfigError
+from samdiffsr.masks.runs import encode_runs
 from samdiffsr.masks.segment import Region, xywh
-from samdiffsr.masks.store import encode_runs
 
 
 @dataclass(frozen=True)
