@@ -63,6 +63,7 @@ def test_input_types_agree(tiny_pipe):
         image,
         Image.fromarray(image),
         image / 255,
+        image / 255 * (1 + 1e-9),
         torch.from_numpy(image / 255).permute(2, 0, 1),
         (image.astype(np.uint16) * 257),
     ]
@@ -86,6 +87,11 @@ def test_output_types(tiny_pipe):
     assert pil.size == (20, 24)
     np.testing.assert_array_equal(np.asarray(pil), (array[0] * 255).round().astype(np.uint8))
     assert np.array_equal(tiny_pipe(image, generator=seeded(), return_dict=False)[0][0], pil)
+    (eight,) = tiny_pipe(image, generator=seeded(), output_type="uint8").images
+    (sixteen,) = tiny_pipe(image, generator=seeded(), output_type="uint16").images
+    assert (eight.dtype, sixteen.dtype) == (np.uint8, np.uint16)
+    np.testing.assert_array_equal(eight, np.asarray(pil))
+    np.testing.assert_array_equal(sixteen, (array[0] * 65535).round().astype(np.uint16))
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny_pipe):
@@ -293,6 +299,51 @@ def test_light_encoder_computes_the_estimate_only_when_asked():
     assert torch.equal(features, again)
     assert torch.equal(image, encoder(lr))
     assert image.shape == (2, 3, 20, 16)
+
+
+def test_what_can_be_computed_once_is(paper_pipe, tiny_pipe):
+    """The condition once an image, no half of a network whose result nobody reads, and no graph."""
+    calls = []
+    tiny_pipe.register_to_config(base="bicubic")
+    for pipe, once, never in (
+        (paper_pipe, paper_pipe.denoiser.cond_proj, paper_pipe.encoder.HRconv),
+        (tiny_pipe, tiny_pipe.denoiser.conv_features, tiny_pipe.encoder.head),
+    ):
+        calls.clear()
+        once.register_forward_hook(lambda *_: calls.append(torch.is_inference_mode_enabled()))
+        never.register_forward_hook(lambda *_: calls.append("wasted"))
+        pipe(picture(6, 5), num_inference_steps=3)
+        assert calls == [True]
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [
+        ConditionalUNet(dim=4, multipliers=(1, 2), feature_channels=4),
+        LightDenoiser(width=8, blocks=2, feature_channels=4),
+    ],
+)
+def test_a_condition_stands_for_its_features(denoiser):
+    x, t, features = torch.randn(1, 3, 8, 8), torch.tensor([5]), torch.randn(1, 4, 2, 2)
+    with torch.no_grad():
+        given = denoiser(x, t, None, denoiser.condition(features))
+        assert torch.equal(given, denoiser(x, t, features))
+        assert not torch.allclose(given, denoiser(x, t, None, denoiser.condition(features + 1)))
+
+
+def test_film_is_the_same_for_one_image_and_for_many():
+    """One image folds it into the weights; a batch, whose times differ, cannot."""
+    denoiser = LightDenoiser(width=8, blocks=2, feature_channels=4).eval()
+    for block in denoiser.trunk:
+        for parameter in (block.film.weight, block.film.bias, block.conv2.weight):
+            torch.nn.init.normal_(parameter, std=0.3)
+    x, t, features = torch.randn(2, 3, 8, 8), torch.tensor([5, 60]), torch.randn(2, 4, 2, 2)
+    together = denoiser(x, t, features)
+    alone = torch.cat([denoiser(x[i : i + 1], t[i : i + 1], features[i : i + 1]) for i in (0, 1)])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+    for result in (alone, together):  # in training too
+        result.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in denoiser.parameters())
 
 
 def test_light_denoiser_reads_time_state_and_features():

@@ -29,9 +29,10 @@ from samdiffsr.cli import main
 from samdiffsr.cli import prepare as cli
 from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
 from samdiffsr.data.example import PrepareOptions
-from samdiffsr.data.prepare import IMAGES_PER_SHARD, cut, in_processes, plan_shards, prepare_shard
+from samdiffsr.data.prepare import IMAGES_PER_SHARD, cut, plan_shards, prepare_shard
 from samdiffsr.data.shards import key_of, stem_of, whole_file
 from samdiffsr.masks.runs import region_pixels
+from samdiffsr.processes import in_processes
 from test_data import photos, prepare, write_masks  # noqa: F401 - a fixture
 
 OPTIONS = PrepareOptions()
@@ -194,7 +195,8 @@ KILLED = """
 import sys
 from functools import partial
 from pathlib import Path
-from samdiffsr.data.prepare import in_processes, prepare_folder
+from samdiffsr.data.prepare import prepare_folder
+from samdiffsr.processes import in_processes
 folder = Path(sys.argv[1])
 prepare_folder(folder / "hr", folder / "masks", folder / "out", images_per_shard=2,
     run=partial(in_processes, workers=int(sys.argv[2])))
@@ -477,7 +479,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(photos):  #
 
 
 def test_a_worker_that_dies_is_one_sentence(photos):  # noqa: F811
-    with pytest.raises(SamDiffSRError, match="fewer workers"):
+    with pytest.raises(SamDiffSRError, match="fewer --workers"):
         prepare(photos, run=lambda _, plans: in_processes(die, plans, workers=2))
 
 

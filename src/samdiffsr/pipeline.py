@@ -1,6 +1,7 @@
 """SamDiffSRPipeline: a small image in, one four times larger out. No SAM and no masks are needed here."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from samdiffsr.diffusion.process import SHIFTS, TARGETS
 from samdiffsr.diffusion.schedule import NoiseSchedule
-from samdiffsr.errors import CheckpointError, ConfigError, ImageError, choose
-from samdiffsr.resize import SCALE, imresize_tensor
+from samdiffsr.errors import CheckpointError, ConfigError, choose
+from samdiffsr.execution import Execution, Recipe
+from samdiffsr.pixels import OUTPUTS, as_list, as_pixels, finish
+from samdiffsr.sampling import Blocks
+from samdiffsr.tiling import Canvas
 
 DEFAULT_MODEL = Path(__file__).with_name("weights") / "default"
 # What a scheduler must be told so that it reads a prediction of each target as what it is.
@@ -35,7 +37,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 @dataclass
 class SamDiffSROutput(BaseOutput):
     """`images`: a list of PIL images; or float32 in [0, 1], (N, H, W, 3) numpy or (N, 3, H, W) tensor, as a list of
-    (H, W, 3) or (3, H, W) if their sizes differ."""
+    (H, W, 3) or (3, H, W) if their sizes differ; or a list of uint8 or uint16 numpy (H, W, 3) that use the full range."""
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor] | np.ndarray | Tensor
 
@@ -66,7 +68,8 @@ class SamDiffSRPipeline(DiffusionPipeline):
 
     Args:
         encoder: has `encode(lr, with_image=) -> (features, image)`.
-        denoiser: has `forward(x_t, t, features)`, `hr_multiple` and `hr_minimum`.
+        denoiser: has `condition(features)`, `forward(x_t, t, None, condition)`, `hr_multiple` and `hr_minimum`. Both networks
+            tell their `halo_lr` and `floats_per_lr_pixel`, the denoiser its `condition_halo_lr` and `condition_scale`.
         scheduler: a diffusers scheduler; its prediction_type must fit `target`.
         base: "bicubic" (MATLAB) or "encoder" (the encoder's own estimate).
         residual_scale: see above; 2 in the released models.
@@ -132,9 +135,11 @@ class SamDiffSRPipeline(DiffusionPipeline):
         image: Any,
         num_inference_steps: int | None = None,
         generator: Generators = None,
-        output_type: Literal["pil", "np", "pt"] = "pil",
+        output_type: Literal["pil", "np", "pt", "uint8", "uint16"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
+        tile: int | None = None,
+        on_note: Callable[[str], None] | None = None,
     ) -> Any:
         """Upscale x4.
 
@@ -144,25 +149,34 @@ class SamDiffSRPipeline(DiffusionPipeline):
             num_inference_steps: sampling steps; None takes the model's default.
             generator: None, one (every image starts from its present state, so that the result for an image does not depend
                 on the others) or a list with one for each image.
-            output_type: "pil", "np" or "pt"; see `SamDiffSROutput`.
+            output_type: "pil", "np", "pt", "uint8" or "uint16"; see `SamDiffSROutput`.
             return_dict: False returns the tuple (images,) instead of a `SamDiffSROutput`.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x_t}); returns a dict whose "latents", if
-                there, replace x_t.
+                there, replace x_t. For an image so large that x_t is kept in a file it is told None.
+            tile: side of a tile in pixels of the input, 0 for the whole image at once, None to choose by the free memory. The
+                result does not depend on it (docs/tiling.md).
+            on_note: told in a sentence when memory ran out and the work goes on in smaller tiles; None warns.
 
         Raises:
-            ImageError: an image of the wrong type, shape or range.
+            ImageError: an image of the wrong type, shape or range; or too little memory for even the least tile.
             ConfigError: an option or a scheduler that does not fit the model.
         """
-        convert = choose(output_type, {"pil": _to_pil, "np": _to_numpy, "pt": _to_pt}, "output_type")
+        choose(output_type, OUTPUTS, "output_type")
+        if tile is not None and (not isinstance(tile, int) or tile < 0):
+            raise ConfigError(f"tile is {tile!r}, but must be a whole number of pixels of the input, 0 or None.")
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         self._check(steps)
-        images = _as_list(image)
-        outputs = [
-            convert(self._upscale(_to_tensor(one), steps, source, callback_on_step_end))
-            for one, source in zip(images, _generators(generator, len(images)), strict=True)
-        ]
-        if output_type != "pil" and len({tuple(out.shape) for out in outputs}) == 1:
-            outputs = np.stack(outputs) if output_type == "np" else torch.stack(outputs)
+        images = as_list(image)
+        outputs = []
+        for one, source in zip(images, _generators(generator, len(images)), strict=True):
+            run = Execution(self._recipe(), as_pixels(one), tile=tile, note=on_note or _warn)
+            self._sample(run, steps, source, callback_on_step_end)
+            outputs.append(finish(run.assemble(output_type), output_type))
+        if output_type in ("np", "pt") and len({tuple(out.shape) for out in outputs}) == 1:
+            if len(outputs) == 1:
+                outputs = outputs[0][None]  # no copy
+            else:
+                outputs = np.stack(outputs) if output_type == "np" else torch.stack(outputs)
         return SamDiffSROutput(images=outputs) if return_dict else (outputs,)
 
     def _check(self, steps: int) -> None:
@@ -185,46 +199,37 @@ class SamDiffSRPipeline(DiffusionPipeline):
                     f"in all {total} steps (its x_0 is biased), got {type(self.scheduler).__name__} in {steps} steps."
                 )
 
-    def _upscale(self, lr: Tensor, steps: int, generator: torch.Generator, callback: Callback | None) -> Tensor:
-        """lr (1, 3, h, w) in [0, 1] -> sr (1, 3, 4h, 4w) in [-1, 1]."""
-        height, width = lr.shape[2:]
-        lr = lr.to(self.device, self.denoiser.dtype)
-        with_image = self.config["base"] == "encoder"
-        features, estimate = self.encoder.encode(self._pad(2 * lr - 1), with_image=with_image)
-        if estimate is None:
-            base = 2 * imresize_tensor(lr * (255 / self.config["lr_divisor"]), SCALE) - 1
-        else:
-            base = estimate[..., : SCALE * height, : SCALE * width]
-        x_0 = self._sample(features, steps, generator, callback)[..., : SCALE * height, : SCALE * width]
-        return (x_0.clamp(-1, 1) / self.config["residual_scale"] + base).clamp(-1, 1)
+    def _recipe(self) -> Recipe:
+        wanted = {name: self.config[name] for name in ("base", "residual_scale", "lr_divisor")}
+        return Recipe(self.encoder, self.denoiser, self.device, **wanted)
 
-    def _pad(self, lr: Tensor) -> Tensor:
-        """Repeat the last row and column until the denoiser can take the size."""
-        multiple, least = self.denoiser.hr_multiple, self.denoiser.hr_minimum
-        wanted = [-(-max(SCALE * side, least) // multiple) * multiple // SCALE for side in lr.shape[2:]]
-        return F.pad(lr, (0, wanted[1] - lr.shape[3], 0, wanted[0] - lr.shape[2]), mode="replicate")
-
-    def _sample(self, features: Tensor, steps: int, generator: torch.Generator, callback: Callback | None) -> Tensor:
-        """The reverse process: x_T from N(0, I), then one denoiser call a step."""
+    def _sample(self, run: Execution, steps: int, generator: torch.Generator, callback: Callback | None) -> None:
+        """The reverse process: x_T from N(0, I), then one denoiser call a step and tile."""
         try:
             self.scheduler.set_timesteps(steps, device=self.device)
         except ValueError as error:
             raise ConfigError(f"{type(self.scheduler).__name__} refuses {steps} steps: {error}") from None
-        shape = (1, 3, SCALE * features.shape[2], SCALE * features.shape[3])
-        noise = randn_tensor(shape, generator=generator, device=self.device, dtype=features.dtype)
-        x_t = noise * self.scheduler.init_noise_sigma
-        takes = inspect.signature(self.scheduler.step).parameters
-        options = {"generator": generator} if "generator" in takes else {}
+        run.encode()
+        blocks = Blocks(self.scheduler, generator, canvas=run.canvas, state=run.state)
+        blocks.start(self.denoiser.dtype, self.device)
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, timestep in enumerate(self.scheduler.timesteps):
-                scaled = self.scheduler.scale_model_input(x_t, timestep)
-                t = torch.full((1,), int(timestep), device=self.device)
-                prediction = self.denoiser(scaled.contiguous(memory_format=torch.channels_last), t, features)
-                x_t = self.scheduler.step(prediction, timestep, x_t, **options, return_dict=False)[0]
+                run.predict(timestep, lambda x_t, timestep=timestep: blocks.scale_input(x_t, timestep))
+                blocks.step(run.prediction, timestep)
                 if callback is not None:
-                    x_t = callback(self, number, int(timestep), {"latents": x_t}).get("latents", x_t)
+                    self._call_back(callback, run.state, number, timestep)
                 bar.update()
-        return x_t
+
+    def _call_back(self, callback: Callback, state: Canvas, number: int, timestep: Tensor) -> None:
+        """Show the callback a copy of x_t, for the state changes in place, and take over what it returns."""
+        x_t = None if state.in_file else state.read(state.window).clone()
+        replaced = callback(self, number, int(timestep), {"latents": x_t}).get("latents", x_t)
+        if replaced is not None:
+            state.write(state.window, replaced.clone())
+
+
+def _warn(note: str) -> None:
+    warnings.warn(f"{note}.", RuntimeWarning, stacklevel=2)
 
 
 def _generators(generator: Generators, count: int) -> list[torch.Generator]:
@@ -240,58 +245,3 @@ def _generators(generator: Generators, count: int) -> list[torch.Generator]:
     for copy in copies:
         copy.set_state(generator.get_state())
     return [*copies, generator]
-
-
-def _as_list(image: Any) -> list:
-    if isinstance(image, Tensor) and image.ndim == 4:
-        return list(image)
-    if isinstance(image, np.ndarray) and image.ndim == 4:
-        return list(image)
-    images = list(image) if isinstance(image, list | tuple) else [image]
-    if not images:
-        raise ImageError("image is an empty list; give at least one image.")
-    return images
-
-
-def _to_tensor(image: Any) -> Tensor:
-    """Any accepted image -> float32 (1, 3, h, w) in [0, 1]."""
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(f"a numpy image must have shape (H, W, 3) or (H, W), got {image.shape}.")
-        whole = np.issubdtype(image.dtype, np.integer)
-        if whole and image.dtype not in (np.uint8, np.uint16):
-            raise ImageError(f"a numpy image must be uint8, uint16 or float in [0, 1], got {image.dtype}.")
-        divisor = np.iinfo(image.dtype).max if whole else 1
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / divisor)
-    elif isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ImageError(
-                f"a tensor image must be floating of shape (3, H, W) or (N, 3, H, W), got {image.dtype} {tuple(image.shape)}."
-            )
-        tensor = image.float()
-    else:
-        raise ImageError(f"image must be PIL, numpy or a tensor, or a list of these, got {type(image).__name__}.")
-    if min(tensor.shape) < 1:
-        raise ImageError(
-            f"an image needs at least 1x1 pixel, got height {tensor.shape[1]} and width {tensor.shape[2]}."
-        )
-    low, high = float(tensor.min()), float(tensor.max())
-    if not (low >= 0 and high <= 1):  # also catches NaN
-        raise ImageError(f"pixels must lie in [0, 1], got values from {low:.4g} to {high:.4g}; scale the image first.")
-    return tensor[None]
-
-
-def _to_numpy(sr: Tensor) -> np.ndarray:
-    return (sr[0].float() / 2 + 0.5).permute(1, 2, 0).cpu().numpy()
-
-
-def _to_pil(sr: Tensor) -> Image.Image:
-    return Image.fromarray((_to_numpy(sr) * 255).round().astype(np.uint8))
-
-
-def _to_pt(sr: Tensor) -> Tensor:
-    return (sr[0].float() / 2 + 0.5).cpu()

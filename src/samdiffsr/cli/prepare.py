@@ -54,7 +54,8 @@ def prepare(
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
     from samdiffsr.data.example import PrepareOptions
-    from samdiffsr.data.prepare import in_processes, prepare_folder
+    from samdiffsr.data.prepare import prepare_folder
+    from samdiffsr.processes import in_processes
 
     if (masks is None) == (structure is None):
         raise ConfigError("give one folder of regions: --masks MASKS or --structure MAPS.")

@@ -8,10 +8,7 @@ photograph added or taken away leaves all other shards as they are.
 import hashlib
 import json
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +20,7 @@ from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
 from samdiffsr.data.shards import TEMPORARY, ShardWriter, read_manifest, whole_file, write_json
 from samdiffsr.errors import ConfigError, SamDiffSRError, choose
 from samdiffsr.images import READABLE
+from samdiffsr.processes import in_processes
 from samdiffsr.resize import SCALE
 
 IMAGES_PER_SHARD = 64
@@ -222,30 +220,6 @@ def _kept(plan: ShardPlan, tar: Path, index: Path) -> dict | None:
 
 MapShards = Callable[[Callable[[ShardPlan], ShardReport], Sequence[ShardPlan]], Iterable[ShardReport]]
 """Maps a function over the plans, in any order."""
-
-
-def in_processes(
-    function: Callable[[ShardPlan], ShardReport], plans: Sequence[ShardPlan], *, workers: int
-) -> Iterator[ShardReport]:
-    """`map(function, plans)` in so many processes; in this one if there is one."""
-    if workers == 1:
-        yield from map(function, plans)
-        return
-    todo, running = iter(plans), deque()
-    with ProcessPoolExecutor(workers) as pool:
-        try:
-            for plan in todo:  # never all at once: there may be a hundred thousand
-                running.append(pool.submit(function, plan))
-                if len(running) >= 2 * workers:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        except BrokenProcessPool:
-            raise SamDiffSRError(
-                "a worker process was ended from outside, most likely for lack of memory: use fewer workers."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)

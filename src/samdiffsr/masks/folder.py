@@ -8,17 +8,11 @@ So a killed run is continued by the same command, and two processes may even do 
 
 import contextlib
 import json
-import multiprocessing
 import os
 import secrets
-import signal
-import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +23,7 @@ from samdiffsr.images import MAX_PIXELS, READABLE, read_image, write_whole
 from samdiffsr.masks.preview import contact_sheet, write_preview
 from samdiffsr.masks.segment import Recipe, Segmenter
 from samdiffsr.masks.store import read_records, write_records
+from samdiffsr.processes import in_processes
 
 OPTIONS = "masks.options"
 """Beside the masks: the recipe they were made with. JSON, but not .json, which is for the masks of a photograph."""
@@ -162,7 +157,7 @@ def mask_folder(
         _sweep(place)
     report = MaskReport(kept=len(jobs) - len(todo))
     progress(0, len(todo))
-    with contextlib.closing(run(todo) if run else _outcomes(todo, workers)) as outcomes:
+    with contextlib.closing(run(todo) if run else in_processes(make_masks, todo, workers=workers)) as outcomes:
         for number, (job, error) in enumerate(zip(todo, outcomes, strict=True), 1):
             if error is None:
                 report.made += 1
@@ -250,39 +245,3 @@ def _sweep(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - file.stat().st_mtime > _STALE:
                 file.unlink()
-
-
-def _outcomes(jobs: list[MaskJob], workers: int) -> Outcomes:
-    """`make_masks` of every job in order, never more than a few jobs ahead."""
-    if workers == 1:
-        yield from map(make_masks, jobs)
-        return
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads,))
-    waiting = deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(make_masks, job))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise MaskError("a worker was killed, probably for lack of memory; give fewer --workers.") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(threads: int) -> None:
-    """Share the processor, leave Ctrl-C to the parent, and end when the parent is killed instead of waiting for ever."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is imported, which is later
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

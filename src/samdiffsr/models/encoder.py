@@ -57,6 +57,15 @@ class RRDBEncoder(ModelMixin, ConfigMixin):
         """Channels of the features `encode` returns: what the denoiser must be built for."""
         return self.channels * len(self.taps)
 
+    @property
+    def halo_lr(self) -> int:
+        """Nothing `encode` returns depends on LR pixels further away than this: 259 for 17 blocks of 15 convolutions."""
+        return 4 + 15 * len(self.RRDB_trunk)
+
+    def floats_per_lr_pixel(self, *, with_image: bool) -> int:
+        """About what `encode` holds at once; the estimate takes most, at HR size."""
+        return 2 * self.feature_channels + (5 * self.scale**2 if with_image else 12) * self.channels
+
     def encode(self, lr: Tensor, *, with_image: bool = False) -> tuple[Tensor, Tensor | None]:
         """Features of an LR batch.
 

@@ -79,13 +79,40 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         """The smallest HR side: 16 for four levels. At 8 the lowest level is one pixel wide, too few to reflect."""
         return max(self.hr_multiple, 2 ** len(self.downs))
 
-    def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
+    @property
+    def halo_lr(self) -> int:
+        """A prediction depends on no input further away than this, in LR pixels: 43 for four levels at scale 4."""
+        strides = [2**level for level in range(len(self.downs))]
+        down = 4 * sum(strides) + sum(strides[:-1])  # four 3x3 convolutions a level, and one to get to the next
+        up = 4 * strides[-1] + 5 * sum(strides[1:]) + 1  # the middle; four and a transposed one a level; the last
+        return -(-(down + up) // self.scale)
+
+    @property
+    def condition_scale(self) -> int:
+        """Pixels of the condition along an LR pixel."""
+        return self.scale
+
+    @property
+    def condition_halo_lr(self) -> int:
+        """The halo of `condition` alone."""
+        return 1
+
+    def floats_per_lr_pixel(self) -> int:
+        """About what a pass holds at once, most of it at HR size in the first level."""
+        return 8 * self.scale**2 * self.dim
+
+    def condition(self, features: Tensor) -> Tensor:
+        """What does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, H, W)."""
+        return self.cond_proj(features)
+
+    def forward(self, x_t: Tensor, t: Tensor, features: Tensor | None, condition: Tensor | None = None) -> Tensor:
         """Predict what the model was trained for (its saved configuration says what) from the noisy residual.
 
         Args:
             x_t: (N, image_channels, H, W), unbounded; H and W multiples of `hr_multiple` and at least `hr_minimum`.
             t: (N,) integer time steps, counted from 0.
-            features: (N, feature_channels, H / scale, W / scale), from the encoder.
+            features: (N, feature_channels, H / scale, W / scale), from the encoder; may be None with a condition.
+            condition: `condition(features)`, which saves computing it here.
 
         Returns:
             (N, image_channels, H, W), unbounded.
@@ -94,13 +121,14 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
             SamDiffSRError: if a shape does not fit.
         """
         self._check(x_t, t, features)
+        condition = self.condition(cast(Tensor, features)) if condition is None else condition
         time = self.mlp(embed_time(t, self.dim).to(x_t.dtype))
         x, skips = x_t, []
         for level, parts in enumerate(self.downs):
             first, second, shrink = cast(nn.ModuleList, parts)
             x = second(first(x, time), time)
             if level == 0:
-                x = x + self.cond_proj(features)
+                x = x + condition
             else:  # the full-size skip has no taker: the way up ends in an upsampling, not in a concatenation
                 skips.append(x)
             x = shrink(x)
@@ -111,7 +139,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
             x = grow(second(first(x, time), time))
         return self.final_conv(x)
 
-    def _check(self, x_t: Tensor, t: Tensor, features: Tensor) -> None:
+    def _check(self, x_t: Tensor, t: Tensor, features: Tensor | None) -> None:
         """Raise a SamDiffSRError that names the shape that does not fit."""
         if x_t.ndim != 4 or x_t.shape[1] != self.image_channels:
             raise SamDiffSRError(f"x_t has the shape {tuple(x_t.shape)}, but must be (N, {self.image_channels}, H, W).")
@@ -124,7 +152,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         if t.shape != (batch,):
             raise SamDiffSRError(f"t has the shape {tuple(t.shape)}, but must have one step per image: ({batch},).")
         expected = (batch, self.feature_channels, height // self.scale, width // self.scale)
-        if features.shape != expected:
+        if features is not None and features.shape != expected:
             raise SamDiffSRError(
                 f"features have the shape {tuple(features.shape)}, but x_t of {tuple(x_t.shape)} needs {expected}."
             )

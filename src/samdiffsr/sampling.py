@@ -1,0 +1,119 @@
+"""The reverse process in fixed blocks: each has its own noise and its own copy of the scheduler, whatever the tile.
+
+A stock diffusers scheduler draws noise for, and remembers, the array it is given. Given always the same blocks it computes
+the same numbers, be the denoiser run on the whole image or tile by tile. Up to one block, that is plain diffusers.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from samdiffsr.tiling import Canvas, Window
+
+BLOCK_HR = 512  # part of what a seed means: another value gives other noise to images beyond it
+
+Place = tuple[str, int | None]  # an attribute of a scheduler, and an index if that is a list
+
+
+class Blocks:
+    """The state x_t of an image, advanced block by block.
+
+    Args:
+        scheduler: after `set_timesteps`. It is used itself for an image of one block, else copied and left as it is.
+        generator: draws all noise of an image of one block; else only the seed from which those of the blocks follow.
+        canvas: makes an empty canvas of the state's size for a given dtype. Canvases in files take the multistep
+            memory of the schedulers too.
+        state: x_t, any canvas of that size; filled with x_T.
+    """
+
+    def __init__(
+        self, scheduler: Any, generator: torch.Generator, *, canvas: Callable[[torch.dtype], Canvas], state: Canvas
+    ) -> None:
+        self._windows = list(_fixed(state.window))
+        self._schedulers, self._generators = [scheduler], [generator]
+        if len(self._windows) > 1:
+            self._schedulers = [_twin(scheduler) for _ in self._windows]
+            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+            self._generators = [_derived(generator, seed, window) for window in self._windows]
+        self._canvas, self._state = canvas, state
+        self._memory: list[Canvas] = []
+        self._away: list[list[Place]] = [[] for _ in self._windows]
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+
+    def start(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Fill the state with x_T from N(0, I), in the scheduler's scale."""
+        for window, scheduler, generator in zip(self._windows, self._schedulers, self._generators, strict=True):
+            noise = randn_tensor((1, 3, *window.shape), generator=generator, device=device, dtype=dtype)
+            self._state.write(window, noise * scheduler.init_noise_sigma)
+
+    def scale_input(self, batch: Tensor, timestep: Tensor) -> Tensor:
+        """What the denoiser must be shown of x_t; the same for all blocks, which are at the same step."""
+        return self._schedulers[0].scale_model_input(batch, timestep)
+
+    def step(self, prediction: Canvas, timestep: Tensor) -> None:
+        """x_t becomes x_{t-1}, given the denoiser's prediction for all of x_t."""
+        for number, (window, scheduler) in enumerate(zip(self._windows, self._schedulers, strict=True)):
+            self._bring(number, scheduler)
+            x_t = self._state.read(window)
+            scheduler.scale_model_input(x_t, timestep)  # some schedulers insist on having been asked
+            options = {"generator": self._generators[number]} if self._takes_generator else {}
+            given = prediction.read(window)
+            self._state.write(window, scheduler.step(given, timestep, x_t, **options, return_dict=False)[0])
+            if self._state.in_file:
+                self._put_away(number, scheduler)
+
+    def _put_away(self, number: int, scheduler: Any) -> None:
+        """Move the pieces of picture that a multistep scheduler remembers to files."""
+        places = list(_remembered(scheduler))
+        for slot, (name, index) in enumerate(places):
+            owner, key = (vars(scheduler), name) if index is None else (getattr(scheduler, name), index)
+            if slot == len(self._memory):
+                self._memory.append(self._canvas(owner[key].dtype))
+            self._memory[slot].write(self._windows[number], owner[key])
+            owner[key] = None
+        self._away[number] = places
+
+    def _bring(self, number: int, scheduler: Any) -> None:
+        """Undo `_put_away`."""
+        for slot, (name, index) in enumerate(self._away[number]):
+            owner, key = (vars(scheduler), name) if index is None else (getattr(scheduler, name), index)
+            owner[key] = self._memory[slot].read(self._windows[number])
+
+
+def _fixed(whole: Window) -> Iterator[Window]:
+    """The blocks of an image: squares of `BLOCK_HR`, smaller at the right and the bottom."""
+    for top in range(0, whole.bottom, BLOCK_HR):
+        for left in range(0, whole.right, BLOCK_HR):
+            yield Window(top, min(top + BLOCK_HR, whole.bottom), left, min(left + BLOCK_HR, whole.right))
+
+
+def _derived(generator: torch.Generator, seed: int, window: Window) -> torch.Generator:
+    """The generator of one block: a function of the seed and the block's place."""
+    words = np.random.SeedSequence([seed, window.top, window.left]).generate_state(1, np.uint64)
+    return torch.Generator(generator.device).manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def _twin(scheduler: Any) -> Any:
+    """An independent scheduler at the same point; tables, which no scheduler changes in place, are shared."""
+    twin = copy.copy(scheduler)
+    for name, value in vars(scheduler).items():
+        if isinstance(value, list):
+            setattr(twin, name, list(value))
+    return twin
+
+
+def _remembered(scheduler: Any) -> Iterator[Place]:
+    """Where a scheduler holds tensors (N, C, H, W): the memory of multistep solvers."""
+    for name, value in vars(scheduler).items():
+        if isinstance(value, Tensor) and value.ndim == 4:
+            yield name, None
+        elif isinstance(value, list):
+            yield from (
+                (name, index) for index, item in enumerate(value) if isinstance(item, Tensor) and item.ndim == 4
+            )
