@@ -21,8 +21,10 @@ VERBS = (upscale, masks, prepare, train, evaluate, convert, doctor)
 """In the order of `--help`."""
 
 EXTRAS = {
+    "accelerate": "train",
     "pycocotools": "train",
     "pydantic": "train",
+    "tensorboard": "train",
     "ray": "ray",
     "webdataset": "train",
     "yaml": "train",
