@@ -28,6 +28,7 @@ from samdiffsr.resize import SCALE
 OPSET = 18
 TOLERANCE = 1e-4  # of a network's output, as a share of its largest value or of 1
 RUNNER = "run_onnx.py"
+REPORT = "nothing is written: please report it with the versions of torch, onnx, onnxscript and onnxruntime"
 SAMPLERS = {"LCMScheduler": "lcm", "DDIMScheduler": "ddim", "DDPMScheduler": "ddpm"}
 VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large"}
 
@@ -78,7 +79,9 @@ def export_onnx(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = Fals
             export does not repeat its output.
     """
     if folder.exists() and not (overwrite and folder.is_dir()):
-        raise ConfigError(f"output {folder} exists already; name a new folder, or use --overwrite to replace its files.")
+        raise ConfigError(
+            f"output {folder} exists already; name a new folder, or use --overwrite to replace its files."
+        )
     config = describe(pipe)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -183,19 +186,26 @@ def _graphs(pipe: SamDiffSRPipeline) -> Iterator[_Graph]:
 @torch.no_grad()
 def _trace(graph: _Graph) -> bytes:
     """The ONNX file; without the exporter's notes, which quote the source and its place on this machine."""
-    with _quiet():
-        program = torch.onnx.export(
-            graph.network,
-            tuple(graph.example(0).values()),  # of two images: traced with one, the batch would be a constant
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=graph.inputs,
-            output_names=graph.outputs,
-            dynamic_shapes=tuple(graph.shapes[name] for name in graph.inputs),
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                graph.network,
+                tuple(graph.example(0).values()),  # of two images: traced with one, the batch would be a constant
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=graph.inputs,
+                output_names=graph.outputs,
+                dynamic_shapes=tuple(graph.shapes[name] for name in graph.inputs),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ConfigError(f"torch {torch.__version__} cannot make {graph.name} of this model; {REPORT}.") from error
     assert program is not None  # it is None only for the older exporter
     model = program.model_proto
+    for tensor in model.graph.input:
+        for axis in graph.shapes[tensor.name]:
+            if not tensor.type.tensor_type.shape.dim[axis].dim_param:
+                raise ConfigError(f"{tensor.name} of {graph.name} came out with a fixed size of axis {axis}; {REPORT}.")
     del model.metadata_props[:]
     parts = (model.graph.node, model.graph.input, model.graph.output, model.graph.value_info, model.graph.initializer)
     for part in (model.graph, *(entry for entries in parts for entry in entries)):
@@ -213,13 +223,14 @@ def _compare(graph: _Graph, content: bytes) -> None:
         inputs = graph.example(number)
         expected = graph.network(*inputs.values())
         found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
-        for name, ours, theirs in zip(graph.outputs, found, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        for name, ours, theirs in zip(
+            graph.outputs, found, expected if isinstance(expected, tuple) else (expected,), strict=True
+        ):
             reference = theirs.numpy()
             difference = float(np.abs(ours - reference).max() / max(1.0, np.abs(reference).max()))
             if not difference <= TOLERANCE:
                 raise ConfigError(
-                    f"{name} of {graph.name} differs by {difference:.2g} from the model's, more than {TOLERANCE:g}; "
-                    "nothing is written: please report it with the versions of torch, onnx and onnxruntime."
+                    f"{name} of {graph.name} differs by {difference:.2g} from the model's, more than {TOLERANCE:g}; {REPORT}."
                 )
 
 
