@@ -156,6 +156,11 @@ def test_runner_repeats_posterior_noise_in_all_steps_only(exported, tmp_path):
     pipe = paper()
     pipe.scheduler = make_scheduler(DDPMScheduler, NoiseSchedule.cosine(20), "posterior_noise")
     pipe.register_to_config(target="posterior_noise")
+    other = paper()
+    other.scheduler = make_scheduler(DDIMScheduler, NoiseSchedule.cosine(20), "posterior_noise")
+    other.register_to_config(target="posterior_noise")
+    with pytest.raises(SamDiffSRError, match="can only be sampled by DDPMScheduler"):
+        describe(other)
     upscaler = Upscaler(again(exported["paper"], pipe, tmp_path))
     np.testing.assert_allclose(
         upscaler(picture(7, 5), noise=torch_noise()), reference(pipe, picture(7, 5), 20), atol=1e-4
@@ -288,6 +293,7 @@ def test_runner_refuses_the_files_of_another_version(exported, tmp_path):
         (EulerDiscreteScheduler, {}, "EulerDiscreteScheduler"),
         (DDIMScheduler, {"thresholding": True}, "thresholding"),
         (DDPMScheduler, {"variance_type": "learned"}, "'learned'"),
+        (LCMScheduler, {"original_inference_steps": 2}, "from 1 to 2"),
     ],
 )
 def test_what_the_runner_cannot_sample_is_refused(scheduler, options, told, tmp_path):
@@ -301,7 +307,7 @@ def test_what_the_runner_cannot_sample_is_refused(scheduler, options, told, tmp_
 def test_a_scheduler_that_misreads_the_prediction_is_refused(tmp_path):
     pipe = light()
     pipe.scheduler = make_scheduler(LCMScheduler, NoiseSchedule.cosine(20), "velocity")
-    with pytest.raises(SamDiffSRError, match="'v_prediction'.*'sample'"):
+    with pytest.raises(SamDiffSRError, match=r"'v_prediction'.*'sample'"):
         export(pipe, tmp_path / "m")
 
 
@@ -314,7 +320,7 @@ def test_nothing_is_written_if_the_files_do_not_repeat_the_networks(tmp_path, mo
 
 def test_what_exists_is_kept_unless_told_otherwise(tmp_path):
     (tmp_path / "m").mkdir()
-    with pytest.raises(SamDiffSRError, match="exists already.*--overwrite"):
+    with pytest.raises(SamDiffSRError, match=r"exists already.*--overwrite"):
         export(light(), tmp_path / "m")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SamDiffSRError, match="exists already"):

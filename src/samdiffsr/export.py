@@ -22,7 +22,7 @@ from torch.export import Dim
 
 from samdiffsr import __version__, onnx_runner
 from samdiffsr.errors import ConfigError, choose
-from samdiffsr.pipeline import PREDICTION_TYPE, SamDiffSRPipeline
+from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.resize import SCALE
 
 OPSET = 18
@@ -82,7 +82,7 @@ def export_onnx(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = Fals
         raise ConfigError(
             f"output {folder} exists already; name a new folder, or use --overwrite to replace its files."
         )
-    config = describe(pipe)
+    config, folder = describe(pipe), folder.resolve()  # "." has no name to make a temporary one of
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         fresh.mkdir()
@@ -124,11 +124,7 @@ def describe(pipe: SamDiffSRPipeline) -> dict[str, Any]:
     scheduler, target = pipe.scheduler.config, pipe.config["target"]
     if scheduler.get("thresholding"):
         raise ConfigError(f"the runner knows no dynamic thresholding, but this {name} uses it; switch it off.")
-    if scheduler.prediction_type != PREDICTION_TYPE[target]:
-        raise ConfigError(
-            f"the scheduler has prediction_type {scheduler.prediction_type!r}, but a model that predicts {target!r} needs "
-            f"{PREDICTION_TYPE[target]!r}."
-        )
+    pipe._check(pipe.config["steps"])
     sampler = onnx_runner.Sampler(
         name=SAMPLERS[name],
         alpha_bars=pipe.scheduler.alphas_cumprod.tolist(),
@@ -142,7 +138,10 @@ def describe(pipe: SamDiffSRPipeline) -> dict[str, Any]:
         time_scale=scheduler.get("timestep_scaling", 10.0),
         all_steps=target == "posterior_noise",
     )
-    plan = sampler.plan(pipe.config["steps"])
+    try:
+        plan = sampler.plan(pipe.config["steps"])
+    except ValueError as error:
+        raise ConfigError(f"{name} does not suit the model's own settings: {error}.") from error
     return {
         "format": onnx_runner.FORMAT,
         "samdiffsr": __version__,

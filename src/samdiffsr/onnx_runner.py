@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,15 +155,13 @@ class Upscaler:
         """
         lr = _as_nchw(image)
         features, base = self.encode(lr)
-        x_t = np.empty(0)
-        for x_t in self.states(features, steps, noise or gaussian(0)):
-            pass
-        return self.finish(x_t, base)
+        x_0 = deque(self.states(features, steps, noise or gaussian(0)), maxlen=1).pop()
+        return self.finish(x_0, base)
 
     def encode(self, lr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """lr (1, 3, h, w) in [0, 1] -> features of the padded picture, and the base (1, 3, 4h, 4w) in [-1, 1]."""
         height, width = lr.shape[2:]
-        found = self._encoder.run(None, {"lr": 2 * self._pad(lr) - 1})
+        found = _run(self._encoder, {"lr": 2 * self._pad(lr) - 1})
         if self.config["base"] == "encoder":
             return found[0], found[1][..., : SCALE * height, : SCALE * width]
         return found[0], 2 * bicubic(lr * (255 / self.config["lr_divisor"])) - 1
@@ -173,7 +172,7 @@ class Upscaler:
         x_t = noise((1, 3, SCALE * features.shape[2], SCALE * features.shape[3]))
         for t, then in plan:
             inputs = {"x_t": x_t, "t": np.array([t], dtype=np.int64), "features": features}
-            (prediction,) = self._denoiser.run(None, inputs)
+            (prediction,) = _run(self._denoiser, inputs)
             x_t = self.sampler.step(prediction, x_t, t, then, noise)
             yield x_t
 
@@ -188,6 +187,10 @@ class Upscaler:
         wanted = [-(-max(SCALE * side, least) // multiple) * multiple // SCALE for side in lr.shape[2:]]
         extra = [(0, want - side) for want, side in zip(wanted, lr.shape[2:], strict=True)]
         return np.pad(lr, [(0, 0), (0, 0), *extra], mode="edge")
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return [np.asarray(output) for output in session.run(None, inputs)]
 
 
 def bicubic(batch: np.ndarray) -> np.ndarray:
