@@ -148,7 +148,7 @@ def test_runner_repeats_every_scheduler(exported, family, scheduler, options, st
         assert found.shape == (4 * size[0], 4 * size[1], 3)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, reference(pipe, image, steps), atol=1e-4)
-        assert np.abs(found - upscaler(image, noise=torch_noise(1))).max() > 0.01  # the noise is heard
+        assert np.abs(found - upscaler(image, noise=torch_noise(1))).max() > 0.005  # the noise is heard
 
 
 @pytest.mark.parametrize("scheduler", [LCMScheduler, DDIMScheduler, DDPMScheduler])
