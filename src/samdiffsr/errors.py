@@ -21,6 +21,10 @@ class ConfigError(SamDiffSRError):
     """An option or a combination of options that cannot work."""
 
 
+class TrainingError(SamDiffSRError):
+    """A run that cannot go on."""
+
+
 def choose(value: str, choices: dict, name: str):
     """Look `value` up in `choices`; a ConfigError names the valid choices otherwise."""
     try:

@@ -19,21 +19,16 @@ def register(app: typer.Typer) -> None:
 
 def convert(checkpoint: Checkpoint, output: Output, released_preprocessing: Released = False) -> None:
     """Convert a released checkpoint; `samdiffsr upscale -m FOLDER` then uses it."""
-    import os
-    import shutil
-
     from samdiffsr.convert import load_released
     from samdiffsr.errors import ConfigError
+    from samdiffsr.files import whole_folder
 
     if output.exists():
         raise ConfigError(f"output {output} exists already; name a new folder.")
     pipe = load_released(checkpoint, released_preprocessing=released_preprocessing)
-    fresh = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        pipe.save_pretrained(fresh)
-        os.replace(fresh, output)
+        with whole_folder(output) as fresh:
+            pipe.save_pretrained(fresh)
     except OSError as error:
         raise ConfigError(f"output {output} cannot be written: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     typer.echo(f"{output}")

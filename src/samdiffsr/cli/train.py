@@ -1,15 +1,24 @@
 """`samdiffsr train light-cpu --set photos=data --set output=run`: train the encoder, then the denoiser."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a preset such as 'tiny' or 'light-cpu'.")]
+if TYPE_CHECKING:
+    from samdiffsr.training.config import TrainConfig
+
+Config = Annotated[
+    str,
+    typer.Argument(help="A YAML file, the name of a preset such as 'tiny' or 'light-cpu', or weights of a former run."),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. diffusion.optim.updates=100.")
 ]
 Stage = Annotated[Literal["all", "encoder", "diffusion"], typer.Option(help="Which stage to run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration and the cost; train nothing.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -17,26 +26,67 @@ def register(app: typer.Typer) -> None:
     app.command("train")(train)
 
 
-def train(config: Config, set: Set = None, stage: Stage = "all", resume: Resume = False) -> None:
-    """Train on a prepared folder; the finished model is OUTPUT/model."""
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeRemainingColumn
+def train(
+    config: Config, set: Set = None, stage: Stage = "all", resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train on a prepared folder; the finished model is OUTPUT/model.
 
+    Several processes: torchrun --nproc-per-node=8 -m samdiffsr train ... (docs/training.md).
+    """
     from samdiffsr.training.config import load_config
-    from samdiffsr.training.stages import train_diffusion, train_encoder
 
     settings = load_config(config, set or [])
+    stages = ["encoder", "diffusion"] if stage == "all" else [stage]
+    if dry_run:
+        _print_plan(settings, stages)
+    else:
+        _train(settings, stages, resume)
+
+
+def _train(settings: "TrainConfig", stages: list[str], resume: bool) -> None:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from samdiffsr.training.job import is_first, stop
+    from samdiffsr.training.stages import train_diffusion, train_encoder
+
     todo = {"encoder": train_encoder, "diffusion": train_diffusion}
-    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[terms]}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        for name, function in todo.items():
-            if stage not in ("all", name):
-                continue
-            task = bar.add_task(name, total=getattr(settings, name).optim.updates, terms="")
+    first = is_first(settings)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[told]}"), console=Console(stderr=True), disable=not first) as bar:
+        for name in stages:
+            part = getattr(settings, name)
+            task = bar.add_task(name, total=part.optim.updates, told="")
 
-            def update(number: int, record: dict[str, float], task=task) -> None:
-                loss = "  ".join(f"{key} {record[key]:.4f}" for key in record if key in ("pixel", "features"))
-                bar.update(task, completed=number, terms=loss)
+            def update(number: int, record: dict[str, float], task=task, batch=part.data.batch) -> None:
+                shown = [key for key in record if key in ("pixel", "features", "adversarial", "discriminator")]
+                told = "  ".join(f"{key} {record[key]:.4f}" for key in shown)
+                bar.update(task, completed=number, told=f"{batch / record['seconds']:.1f} images/s  {told}")
 
-            result = function(settings, resume=resume, progress=update)
-            typer.echo(f"{name}: {result}")
+            result = todo[name](settings, resume=resume, progress=update)
+            if first:
+                typer.echo(f"{name}: {result}")
+    stop()
+
+
+def _print_plan(settings: "TrainConfig", stages: list[str]) -> None:
+    import json
+
+    import yaml
+
+    from samdiffsr.training.cost import estimate_cost
+    from samdiffsr.training.stages import ENCODERS, build, diffusion_objective, encoder_objective
+
+    typer.echo(yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False).rstrip())
+    for name in stages:
+        part = getattr(settings, name)
+        if name == "encoder":
+            objective = encoder_objective(settings)
+        else:  # the figures are the same whether the encoder is trained or not
+            objective = diffusion_objective(settings, build(ENCODERS[settings.family], settings.encoder, 0))
+        cost = estimate_cost(objective, part)
+        typer.echo(
+            f"# {name}: {cost.learning:,} parameters learn, {cost.frozen:,} are frozen; an update of {part.data.batch} crops "
+            f"takes {cost.flop / 1e12:.3g} TFLOP and from {cost.memory / 2**30:.3g} GiB in one process, "
+            f"all {part.optim.updates} updates {cost.flop * part.optim.updates / 1e15:.3g} PFLOP"
+        )

@@ -160,7 +160,7 @@ class ModulatedProcess:
 
     def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """table[t] in the dtype and on the device of `like`, shaped to broadcast against it."""
-        value = table.to(like.device)[t.to(like.device)].to(like.dtype)
+        value = table.to(like.dtype).to(like.device)[t.to(like.device)]  # in this order: MPS has no float64
         return value.reshape(-1, *(1,) * (like.ndim - 1))
 
     def _signal_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

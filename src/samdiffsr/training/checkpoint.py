@@ -1,34 +1,64 @@
-"""Checkpoints: everything a run needs to go on, written to a temporary name and renamed."""
+"""Checkpoints: everything a run needs to go on, as one folder per checkpoint that appears whole or not at all.
 
-import os
-import pickle
+`FOLDER/00000500/tensors.safetensors` holds every tensor, `numbers.json` the rest and the checksum of the tensors.
+"""
+
+import json
+import shutil
+import zlib
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from samdiffsr.errors import CheckpointError
+from samdiffsr.files import whole_folder
 
-NAME = "checkpoint.pt"
-
-
-def save_checkpoint(folder: Path, state: dict) -> None:
-    """Write `state` (tensors and plain values) as the folder's checkpoint; a kill leaves the former one whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{NAME}.tmp"
-    torch.save(state, temporary)
-    os.replace(temporary, folder / NAME)
+TENSORS, NUMBERS = "tensors.safetensors", "numbers.json"
 
 
-def load_checkpoint(folder: Path) -> dict | None:
-    """The folder's checkpoint, or None if there is none.
+def checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints in `folder`, oldest first."""
+    return sorted(found for found in Path(folder).glob("*") if found.name.isdigit())
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], numbers: dict, *, keep: int) -> None:
+    """Write a checkpoint named by `numbers["update"]`, then remove all but the newest `keep`; a kill leaves the former ones.
+
+    Tensors may be on any device and in any memory layout; they are stored contiguous, on the CPU.
+    """
+    for stale in Path(folder).glob(".*.new"):  # of a killed process
+        shutil.rmtree(stale, ignore_errors=True)
+    with whole_folder(Path(folder) / f"{numbers['update']:08d}") as fresh:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, fresh / TENSORS)
+        (fresh / NUMBERS).write_text(json.dumps({"checksum": _checksum(fresh / TENSORS)} | numbers))
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """Tensors and numbers of the newest checkpoint, or None if there is none.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the newest one is damaged. No older one is taken silently.
     """
-    file = folder / NAME
-    if not file.exists():
+    found = checkpoints(folder)
+    if not found:
         return None
+    newest = found[-1]
     try:
-        return torch.load(file, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"checkpoint {file} is damaged ({error}); remove it to start anew.") from None
+        numbers = json.loads((newest / NUMBERS).read_text())
+        if numbers.pop("checksum") != _checksum(newest / TENSORS):
+            raise ValueError("its checksum is wrong")
+        return load_file(newest / TENSORS), numbers
+    except (OSError, ValueError, KeyError) as error:
+        rest = f"go on from {found[-2].name}" if len(found) > 1 else "start anew"
+        raise CheckpointError(f"checkpoint {newest} is damaged ({error}); remove that folder to {rest}.") from None
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(2**20):
+            value = zlib.crc32(block, value)
+    return value

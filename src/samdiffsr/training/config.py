@@ -1,13 +1,17 @@
 """The configuration of a training run: frozen, validated, unknown keys are errors."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
 
 from samdiffsr.diffusion.process import Shift, Target
 from samdiffsr.errors import ConfigError
+
+METADATA = "samdiffsr_config"  # the key under which weights carry the configuration that made them
 
 
 class _Frozen(BaseModel):
@@ -18,37 +22,58 @@ class DataConfig(_Frozen):
     """How crops are drawn."""
 
     crop_lr: int = Field(32, ge=1, description="side of a crop in LR pixels")
-    batch: int = Field(8, ge=1, description="crops per update")
+    batch: int = Field(8, ge=1, description="crops per update, over all processes")
+    accumulate: int = Field(1, ge=1, description="parts that each process computes one after the other, to save memory")
     candidates: int = Field(2, ge=1, description="crops drawn per example; the one with most texture is kept")
+    crops_per_image: int = Field(1, ge=1, description="examples in a row that come from one image")
     flips: bool = Field(True, description="use the 8 flips and rotations")
+    workers: int = Field(1, ge=0, description="threads that prepare batches ahead; 0: none, in the loop itself")
 
 
 class OptimConfig(_Frozen):
-    """AdamW with linear warm-up and cosine decay to zero."""
+    """AdamW with linear warm-up, then a schedule; weights are averaged (EMA)."""
 
     updates: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="after the warm-up; cosine ends at 0")
+    step_every: int | None = Field(None, ge=1, description="updates between two steps of schedule 'step'")
+    step_factor: float = Field(0.5, gt=0, le=1, description="what each step multiplies the learning rate by")
     warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment")
     weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["float32", "bfloat16"] = Field(
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no limit")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="0: no averaging")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the forward pass; weights stay float32"
+    )
+    divergence: float = Field(
+        10.0, gt=1, description="stop when the averaged pixel loss exceeds its lowest value by this factor"
     )
 
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
         if self.warmup >= self.updates:
             raise ValueError(f"optim.warmup is {self.warmup}, but must be below optim.updates, {self.updates}")
+        if (self.schedule == "step") != (self.step_every is not None):
+            raise ValueError("optim.schedule 'step' needs optim.step_every, and the others do not take it")
         return self
 
 
 class LossConfig(_Frozen):
-    """A pixel loss and, if `features_weight` > 0, a distance of deep features of the HR estimate."""
+    """A pixel loss; if weighted above 0, a distance of deep features of the HR estimate, and a discriminator's opinion."""
 
     pixel: Literal["l1", "l2"] = "l1"
     features_weight: float = Field(0.0, ge=0)
     features_file: Path | None = Field(None, description="safetensors of a VGG16's first three stages")
+    adversarial_weight: float = Field(0.0, ge=0)
+    adversarial: Literal["softplus", "hinge", "relativistic"] = Field(
+        "softplus", description="form of the adversarial loss"
+    )
+    adversarial_start: int = Field(
+        0, ge=0, description="updates before the term counts; the discriminator learns before"
+    )
+    discriminator_width: int = Field(48, ge=1, description="channels of the discriminator's first layer")
+    discriminator_rate: float = Field(2e-4, gt=0, description="its learning rate, under the same warm-up and schedule")
 
     @model_validator(mode="after")
     def _check(self) -> "LossConfig":
@@ -65,6 +90,10 @@ class StageConfig(_Frozen):
     optim: OptimConfig
     loss: LossConfig = LossConfig()  # pyright: ignore[reportCallIssue]
     save_every: int = Field(500, ge=1, description="updates between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    log_every: int = Field(
+        1, ge=1, description="updates between two looks at the loss; each look lets a GPU run dry for a moment"
+    )
 
 
 class DiffusionConfig(StageConfig):
@@ -75,6 +104,9 @@ class DiffusionConfig(StageConfig):
     target: Target = "marginal_noise"
     base: Literal["bicubic", "encoder"] = "bicubic"
     residual_scale: float = Field(2.0, gt=0)
+    last_step_share: float = Field(
+        0.0, ge=0, le=1, description="share of examples at t = T, where sampling starts, beside those drawn uniformly"
+    )
     rollout: float = Field(
         0.0, ge=0, le=1, description="share of examples whose x_t is made from the network's own first estimate"
     )
@@ -83,6 +115,9 @@ class DiffusionConfig(StageConfig):
     encoder: Path | None = Field(
         None, description="folder of a trained encoder; default: the one of this run's stage 1"
     )
+    encoder_rate: float = Field(
+        0.0, ge=0, description="learning rate of the encoder as a factor of the denoiser's; 0: the encoder is frozen"
+    )
     start: Path | None = Field(
         None, description="pipeline folder whose denoiser is trained further; default: a new one"
     )
@@ -90,14 +125,35 @@ class DiffusionConfig(StageConfig):
     @model_validator(mode="after")
     def _check(self) -> "DiffusionConfig":
         if self.target == "posterior_noise":
-            if self.loss.features_weight or self.rollout:
+            if self.loss.features_weight or self.loss.adversarial_weight or self.rollout:
                 raise ValueError(
-                    "features_weight and rollout need an estimate of x_0; target 'posterior_noise' has none"
+                    "features_weight, adversarial_weight and rollout need an estimate of x_0; "
+                    "target 'posterior_noise' has none"
                 )
             if self.scheduler != "ddpm" or self.steps != self.timesteps:
                 raise ValueError("target 'posterior_noise' can only be sampled by 'ddpm' in all timesteps")
         if self.steps > self.timesteps:
             raise ValueError(f"steps is {self.steps}, but must be at most timesteps, {self.timesteps}")
+        return self
+
+
+class ValidationConfig(_Frozen):
+    """Scores of the averaged weights on a folder of HR images, while training goes on."""
+
+    photos: Path | None = Field(None, description="folder of HR images; null: no validation")
+    every: int = Field(2000, ge=1, description="updates between validations; the last update is always followed by one")
+    images: int = Field(20, ge=1, description="at most so many, the first by name")
+    side: int = Field(512, ge=32, description="the central square of so many HR pixels is used, or what there is of it")
+    panel: int = Field(4, ge=0, description="images drawn as LR | ours | HR")
+    distance: Path | None = Field(None, description="weights of the squeeze distance")
+    best: Literal["psnr_y", "ssim_y", "distance"] = Field(
+        "psnr_y", description="the score that says which model is best"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ValidationConfig":
+        if self.best == "distance" and self.distance is None:
+            raise ValueError("validation.best 'distance' needs its weights: set validation.distance")
         return self
 
 
@@ -107,7 +163,10 @@ class TrainConfig(_Frozen):
     family: Literal["light", "paper"]
     photos: Path = Field(description="a prepared folder")
     output: Path
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu"] = "auto"
+    tensorboard: bool = Field(True, description="write TensorBoard files beside metrics.jsonl")
+    validation: ValidationConfig = ValidationConfig()  # pyright: ignore[reportCallIssue]
     encoder: StageConfig
     diffusion: DiffusionConfig
 
@@ -115,20 +174,30 @@ class TrainConfig(_Frozen):
 PRESETS = Path(__file__).parents[1] / "presets"
 
 
-def load_config(file: Path | str, overrides: list[str]) -> TrainConfig:
-    """Read a YAML configuration, or a preset by name, and apply overrides `section.key=value` (the value is YAML too).
+def _read(source: str) -> Any:
+    """The tree of a preset by name, of the configuration inside a safetensors file, or of a YAML file."""
+    preset = PRESETS / f"{source}.yaml"
+    try:
+        if source.endswith(".safetensors"):
+            with safe_open(source, "pt") as file:
+                return json.loads(((file.metadata() or {}).get(METADATA)) or "null")
+        return yaml.safe_load((preset if preset.is_file() else Path(source)).read_text())
+    except (OSError, ValueError, yaml.YAMLError, SafetensorError) as error:
+        raise ConfigError(f"configuration {source} cannot be read: {error}.") from None
+
+
+def load_config(source: Path | str, overrides: list[str]) -> TrainConfig:
+    """Read a configuration and apply overrides `section.key=value` (the value is YAML too).
+
+    Args:
+        source: a YAML file, a preset's name, or weights (.safetensors) that a run wrote, which carry its configuration.
 
     Raises:
         ConfigError: naming the key that is unknown, missing or of the wrong type.
     """
-    preset = PRESETS / f"{file}.yaml"
-    file = preset if preset.is_file() else Path(file)
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"configuration {file} cannot be read: {error}.") from None
+    tree = _read(str(source))
     if not isinstance(tree, dict):
-        raise ConfigError(f"configuration {file} must be a YAML mapping, got {type(tree).__name__}.")
+        raise ConfigError(f"configuration {source} must be a YAML mapping, got {type(tree).__name__}.")
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals:
@@ -139,10 +208,13 @@ def load_config(file: Path | str, overrides: list[str]) -> TrainConfig:
             node = node.setdefault(section, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r} goes through {section!r}, which is not a section.")
-        node[key] = yaml.safe_load(value)
+        try:
+            node[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"the value of override {override!r} is not valid YAML.") from None
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the configuration"
-        raise ConfigError(f"{key} in {file}: {first['msg']} (got {first['input']!r:.80}).") from None
+        raise ConfigError(f"{key} in {source}: {first['msg']} (got {first['input']!r:.80}).") from None

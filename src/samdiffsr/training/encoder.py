@@ -1,27 +1,25 @@
 """Stage 1: the LR encoder learns to estimate the HR image itself."""
 
-import torch
-from torch import Tensor, nn
+from typing import Any
+
+from torch import nn
 
 from samdiffsr.data.dataset import Batch
-from samdiffsr.diffusion.loss import pixel_loss
+from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import StageConfig
-from samdiffsr.training.features import FeatureLoss
+from samdiffsr.training.objective import Objective, Outcome
 
 
-class EncoderStage:
-    """The loss of one update of the encoder."""
+class EncoderStage(Objective):
+    """The loss of the encoder's own estimate."""
 
     def __init__(self, network: nn.Module, config: StageConfig) -> None:
+        super().__init__(config.loss)
         self.network = network
-        self.pixel = config.loss.pixel
-        self.weight = config.loss.features_weight
-        self.features = FeatureLoss(config.loss.features_file) if config.loss.features_file else None
+        self.trained, self.rates = {"encoder": network}, {"encoder": 1.0}
 
-    def __call__(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """Named loss terms; their sum is minimised. `seed` places the feature loss."""
+    def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
+        """To a discriminator the base is MATLAB bicubic."""
         estimate = self.network(batch.lr).float()
-        terms = {"pixel": pixel_loss(estimate, batch.hr, self.pixel)}
-        if self.features is not None:
-            terms["features"] = self.weight * self.features(estimate, batch.hr, torch.Generator().manual_seed(seed))
-        return terms
+        base = imresize_tensor(batch.lr, SCALE) if self.judged else None
+        return self._outcome(estimate, batch.hr, estimate=estimate, base=base, hr=batch.hr, phase=draws["phase"])

@@ -48,14 +48,17 @@ class FeatureLoss(nn.Module):
             out.append(x / (x.norm(dim=1, keepdim=True) + 1e-8))
         return out
 
-    def forward(self, estimate: Tensor, hr: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, estimate: Tensor, hr: Tensor, phase: list[list[int]]) -> Tensor:
         """estimate, hr (N, 3, H, W) in [-1, 1] -> scalar; gradients reach `estimate` only.
 
-        Both lose up to 3 rows and columns at the top and left, as `generator` draws: pooling always in the phase of the
-        pixel shuffle would let a network hide a checkerboard from it (docs/log.md).
+        Of each example 4 rows and columns are cut, `phase` (top, left), each 0..3, of them at the top and left: pooling always
+        in the phase of the pixel shuffle would let a network hide a checkerboard from it (docs/log.md).
         """
-        top, left = torch.randint(POOLED, (2,), generator=generator).tolist()
-        estimate, hr = estimate[..., top:, left:], hr[..., top:, left:]
+        height, width = (side - POOLED for side in hr.shape[2:])
+        estimate, hr = (
+            torch.stack([one[:, y : y + height, x : x + width] for one, (y, x) in zip(image, phase, strict=True)])
+            for image in (estimate, hr)
+        )
         with torch.no_grad():
             wanted = self._features(hr)
         terms = [((a - b).float() ** 2).sum(1).mean() for a, b in zip(self._features(estimate), wanted, strict=True)]

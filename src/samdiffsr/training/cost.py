@@ -1,0 +1,78 @@
+"""What a run will cost, before it starts: parameters, operations and memory of one update."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from samdiffsr.data.dataset import Batch
+from samdiffsr.resize import SCALE
+from samdiffsr.training.config import StageConfig
+from samdiffsr.training.job import make_opponent
+from samdiffsr.training.objective import Objective
+from samdiffsr.training.step import DTYPES
+
+COPIES = 5  # of each learning parameter in float32: itself, its gradient, two moments of AdamW, its average
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage.
+
+    Attributes:
+        learning, frozen: numbers of parameters; `learning` includes a discriminator.
+        flop: operations of one update over all processes, forward and backward; a multiply-add counts two.
+        memory: bytes in one process: parameters with all that belongs to them, and what the forward pass of one part keeps
+            for the backward pass. A lower bound: a backend's work space comes on top.
+    """
+
+    learning: int
+    frozen: int
+    flop: int
+    memory: int
+
+
+def estimate_cost(objective: Objective, stage: StageConfig, *, processes: int = 1) -> Cost:
+    """Measure one example (random pixels, on the CPU) and multiply."""
+    opponent = make_opponent(stage, 0)
+    side = stage.data.crop_lr
+    lr, hr = (torch.rand(1, 3, size, size) * 2 - 1 for size in (side, SCALE * side))
+    batch = Batch(hr=hr, lr=lr, structure=torch.zeros(1, 1, *hr.shape[2:]))
+    draws = objective.draws(0, 0, 1)
+    own = {p.untyped_storage().data_ptr() for module in (objective, opponent or objective) for p in _tensors(module)}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    precision = stage.optim.precision
+    autocast = torch.autocast("cpu", DTYPES[precision], enabled=precision != "float32")
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+            terms, estimate, base = objective(batch, draws)
+            total = torch.stack(list(terms.values())).sum()
+            if opponent is not None and estimate is not None:
+                total = total + opponent.term(hr, estimate, base)
+        total.backward()
+        if opponent is not None and estimate is not None:
+            with autocast:
+                verdict = opponent(hr, estimate, base)
+            verdict.backward()
+    learning = _count(p for network in objective.trained.values() for p in network.parameters())
+    learning += _count(opponent.parameters()) if opponent else 0
+    frozen = _count(_tensors(objective)) - _count(p for net in objective.trained.values() for p in _tensors(net))
+    part = stage.data.batch // (processes * stage.data.accumulate)
+    memory = 4 * (COPIES * learning + frozen) + part * sum(kept.values())
+    return Cost(learning, frozen, stage.data.batch * counter.get_total_flops(), memory)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _count(tensors) -> int:
+    return sum(tensor.numel() for tensor in tensors)

@@ -1,0 +1,164 @@
+"""Everything that a run changes as it goes: networks, optimisers, averages, counters. What is here is in a checkpoint."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from samdiffsr.errors import CheckpointError
+from samdiffsr.training.adversarial import Opponent
+from samdiffsr.training.config import LossConfig, OptimConfig, StageConfig
+from samdiffsr.training.objective import Objective
+
+SMOOTH = 0.99  # decay of the averaged loss that is watched for divergence
+OPPONENT_BETA1 = 0.5  # usual for discriminators: the estimates they judge change under way
+
+
+def schedule_factor(update: int, optim: OptimConfig) -> float:
+    """What the learning rate is multiplied by: linear warm-up, then cosine to zero, steps, or 1; `update` counts from 0."""
+    if update < optim.warmup:
+        return (update + 1) / (optim.warmup + 1)
+    if optim.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (update - optim.warmup) / (optim.updates - optim.warmup)))
+    if optim.step_every is not None:
+        return optim.step_factor ** (update // optim.step_every)
+    return 1.0
+
+
+class TrainState:
+    """The state of one stage, on its device.
+
+    Attributes:
+        update: updates done.
+        average, lowest: of the pixel loss, averaged over about 100 updates.
+        best: the best validation score so far.
+    """
+
+    def __init__(
+        self, objective: Objective, opponent: Opponent | None, config: StageConfig, device: torch.device
+    ) -> None:
+        self.trained, self.opponent, self.optim = objective.trained, opponent, config.optim
+        for module in (objective, *([opponent] if opponent else [])):
+            module.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.parameters = [p for network in self.trained.values() for p in network.parameters()]
+        rate, decay, beta2 = config.optim.learning_rate, config.optim.weight_decay, config.optim.beta2
+        groups = [
+            {"params": list(network.parameters()), "base": rate * objective.rates[name]}
+            for name, network in self.trained.items()
+        ]
+        self.adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, beta2), weight_decay=decay)
+        self.opponent_adam = None if opponent is None else _opponent_adam(opponent, config.loss, beta2)
+        self.ema = EMAModel(
+            self.parameters,
+            decay=config.optim.ema_decay,
+            use_ema_warmup=True,
+            inv_gamma=1.0,
+            power=0.75,
+            foreach=device.type != "cpu",
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.optim.precision == "float16")
+        self.update = 0
+        self.average, self.lowest = 0.0, math.inf
+        self.best: float | None = None
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW of the trained networks and, if there is one, of the discriminator."""
+        return [self.adam, *([self.opponent_adam] if self.opponent_adam else [])]
+
+    def set_rates(self) -> None:
+        """Learning rates of the update to come."""
+        for group in (group for optimizer in self.optimizers() for group in optimizer.param_groups):
+            group["lr"] = group["base"] * schedule_factor(self.update, self.optim)
+
+    def watch(self, update: int, record: dict[str, float]) -> bool:
+        """Take in the loss terms after `update` updates. False: one is not finite, or the averaged pixel loss has risen
+        `optim.divergence` times above its lowest value."""
+        values = dict(record)
+        if self.scaler.is_enabled():
+            values.pop("grad_norm")  # an overflow: the scaler skips that step, as it should
+        self.average = SMOOTH * self.average + (1 - SMOOTH) * record["pixel"]
+        unbiased = self.average / (1 - SMOOTH**update)
+        self.lowest = min(self.lowest, unbiased)
+        return all(map(math.isfinite, values.values())) and unbiased <= self.optim.divergence * self.lowest
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The trained networks carry their averaged weights inside this block."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        modes = {name: network.training for name, network in self.trained.items()}
+        for network in self.trained.values():
+            network.eval()
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+            for name, network in self.trained.items():
+                network.train(modes[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name: weights, their averages, AdamW's moments. They share memory with the state."""
+        found: dict[str, Tensor] = {}
+        for name, module in self._modules().items():
+            found |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+        names = [f"{name}.{key}" for name, network in self.trained.items() for key, _ in network.named_parameters()]
+        found |= {f"ema.{key}": tensor for key, tensor in zip(names, self.ema.shadow_params, strict=True)}
+        for key, parameter, optimizer in self._slots():
+            for part, value in optimizer.state[parameter].items():
+                found[f"adam.{key}.{part}"] = value
+        return found
+
+    def numbers(self) -> dict:
+        """The rest, ready for JSON."""
+        return {
+            "update": self.update,
+            "average": self.average,
+            "lowest": self.lowest,
+            "best": self.best,
+            "ema_steps": self.ema.optimization_step,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, tensors: dict[str, Tensor], numbers: dict) -> None:
+        """Take over what `tensors` and `numbers` once returned.
+
+        Raises:
+            CheckpointError: a tensor is missing, left over or of another shape: the networks are not those of the run.
+        """
+        for key, parameter, optimizer in self._slots():
+            # Made with the strides of the parameter: sums of other strides may differ in their last bit.
+            optimizer.state[parameter] = {
+                part: torch.empty_like(parameter) if part != "step" else torch.empty(())
+                for part in ("step", "exp_avg", "exp_avg_sq")
+                if f"adam.{key}.{part}" in tensors
+            }
+        mine = self.tensors()
+        for name in sorted(mine.keys() | tensors.keys()):
+            if name not in mine or name not in tensors or mine[name].shape != tensors[name].shape:
+                raise CheckpointError(f"tensor {name} of the checkpoint does not fit the configured networks.")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                mine[name].copy_(tensor)
+        self.update, self.best = numbers["update"], numbers["best"]
+        self.average, self.lowest = numbers["average"], numbers["lowest"]
+        self.ema.optimization_step = numbers["ema_steps"]
+        self.scaler.load_state_dict(numbers["scaler"])
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return self.trained | ({"discriminator": self.opponent.network} if self.opponent else {})
+
+    def _slots(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
+        """Each learning parameter with its name and its optimiser."""
+        for name, module in self._modules().items():
+            optimizer = self.opponent_adam if name == "discriminator" else self.adam
+            assert optimizer is not None
+            for key, parameter in module.named_parameters():
+                yield f"{name}.{key}", parameter, optimizer
+
+
+def _opponent_adam(opponent: Opponent, loss: LossConfig, beta2: float) -> torch.optim.Optimizer:
+    groups = [{"params": list(opponent.parameters()), "base": loss.discriminator_rate}]
+    return torch.optim.AdamW(groups, lr=loss.discriminator_rate, betas=(OPPONENT_BETA1, beta2), weight_decay=0.0)

@@ -1,0 +1,167 @@
+"""Runs that are killed, split over processes, damaged or diverging: they go on, agree, are refused, or say why they stop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from samdiffsr import SamDiffSRError
+from samdiffsr.training.checkpoint import NUMBERS, TENSORS, checkpoints, load_checkpoint, save_checkpoint
+from samdiffsr.training.stages import train_diffusion, train_encoder
+from test_training import photos, quiet, same, tiny, weights  # noqa: F401 - the fixture of a prepared folder
+
+ADVERSARIAL = (
+    "diffusion.loss.adversarial_weight=0.01",
+    "diffusion.loss.adversarial_start=2",
+    "diffusion.loss.discriminator_width=4",
+)
+
+
+def killed(work) -> None:
+    """Run `work` in a forked process, which must end by SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def kill_oneself(*_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):  # noqa: F811
+    """10 updates at once against SIGKILL in the sixth, after the checkpoint of the fourth, and --resume; both stages."""
+    options = [f"{stage}.{key}" for stage in ("encoder", "diffusion") for key in ("optim.updates=10", "save_every=4")]
+    options += ["diffusion.rollout=0.5", "diffusion.encoder_rate=0.1", *ADVERSARIAL]
+    for name in ("whole", "parts"):
+        config = tiny(photos, tmp_path / name, *options)
+        for stage, train in (("encoder", train_encoder), ("diffusion", train_diffusion)):
+            if name == "parts":
+
+                def kill(update, record):
+                    if update == 6:
+                        kill_oneself()
+
+                killed(lambda: train(config, resume=False, progress=kill))  # noqa: B023 - it runs at once
+                assert [found.name for found in checkpoints(tmp_path / name / stage / "checkpoints")] == ["00000004"]
+            train(config, resume=True, progress=quiet)
+            lines = (tmp_path / name / stage / "metrics.jsonl").read_text().splitlines()
+            assert [json.loads(line)["update"] for line in lines] == list(range(1, 11))
+    states = [load_checkpoint(tmp_path / name / "diffusion/checkpoints")[0] for name in ("whole", "parts")]
+    assert {name.split(".")[0] for name in states[0]} == {"denoiser", "encoder", "discriminator", "ema", "adam"}
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert same(weights(tmp_path / "whole/model"), weights(tmp_path / "parts/model"))
+
+
+@pytest.mark.parametrize(
+    ("event", "name"), [("open", NUMBERS), ("os.rename", "00000003"), ("shutil.rmtree", "00000001")]
+)
+def test_a_kill_while_a_checkpoint_is_written_leaves_a_good_one(tmp_path, event, name):
+    """Killed before its last file, before its renaming, and while an old one goes."""
+    for update in (1, 2):
+        save_checkpoint(tmp_path, {"x": torch.full((3,), float(update))}, {"update": update}, keep=2)
+
+    def hook(found, arguments):
+        if found == event and any(str(argument).endswith(name) for argument in arguments):
+            kill_oneself()
+
+    def work():
+        sys.addaudithook(hook)
+        save_checkpoint(tmp_path, {"x": torch.full((3,), 3.0)}, {"update": 3}, keep=2)
+
+    killed(work)
+    tensors, numbers = load_checkpoint(tmp_path)
+    assert numbers["update"] == tensors["x"][0] == (3 if event == "shutil.rmtree" else 2)
+    save_checkpoint(tmp_path, {"x": torch.zeros(3)}, {"update": 4}, keep=2)
+    assert [found.name for found in sorted(tmp_path.iterdir())] == [f"{n:08d}" for n in (numbers["update"], 4)]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "lost"])
+def test_a_damaged_checkpoint_is_refused_by_name(photos, tmp_path, damage):  # noqa: F811
+    config = tiny(photos, tmp_path / "run")
+    train_encoder(config, resume=False, progress=quiet)
+    file = tmp_path / "run/encoder/checkpoints/00000004" / TENSORS
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    if damage == "lost":
+        file.unlink()
+    with pytest.raises(SamDiffSRError, match=r"00000004 is damaged .*go on from 00000002"):
+        train_encoder(config, resume=True, progress=quiet)
+
+
+def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):  # noqa: F811
+    train_encoder(tiny(photos, tmp_path / "run"), resume=False, progress=quiet)
+    for override, told in (
+        ("seed=1", "seed is 1"),
+        ("encoder.data.batch=4", "batch is 4"),
+        ("encoder.network={width: 16, blocks: 2}", "trunk.1"),
+    ):
+        with pytest.raises(SamDiffSRError, match=told):
+            train_encoder(tiny(photos, tmp_path / "run", override), resume=True, progress=quiet)
+
+
+def two_nodes(*arguments) -> None:
+    """`samdiffsr train` as docs/training.md starts it on two machines, here both of them this one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launch += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    command = ["-m", "samdiffsr", "train", *map(str, arguments)]
+    nodes = [
+        subprocess.Popen(
+            [*launch, f"--node-rank={rank}", *command],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [node.communicate(timeout=100)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+
+
+def test_two_nodes_make_the_weights_of_one_process(photos, tmp_path):  # noqa: F811
+    """The same global batch over two gloo processes, with everything that could notice: 1e-6 apart at most."""
+    (tmp_path / "hr").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"hr/{number}.png")
+    options = [
+        "diffusion.rollout=0.5",
+        "diffusion.encoder_rate=0.5",
+        f"validation.photos={tmp_path / 'hr'}",
+        *ADVERSARIAL,
+    ]
+    # L2: an L1 gradient is a sum of signs, which may cancel to exactly 0, and Adam makes a full step of its rounding.
+    options += [f"{stage}.{key}" for stage in ("encoder", "diffusion") for key in ("data.batch=4", "loss.pixel=l2")]
+    settings = [f"photos={photos}", f"output={tmp_path / 'two'}", *options]
+    two_nodes("tiny", *(part for setting in settings for part in ("--set", setting)))
+    one = tiny(photos, tmp_path / "one", *options, "diffusion.data.accumulate=2", "diffusion.data.workers=0")
+    train_encoder(one, resume=False, progress=quiet)
+    train_diffusion(one, resume=False, progress=quiet)
+    for stage in ("encoder", "diffusion"):
+        a, b = (load_checkpoint(tmp_path / name / stage / "checkpoints")[0] for name in ("one", "two"))
+        for name, tensor in a.items():
+            torch.testing.assert_close(
+                tensor, b[name], atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            )
+        records = [
+            [json.loads(line) for line in (tmp_path / name / stage / "validation.jsonl").read_text().splitlines()]
+            for name in ("one", "two")
+        ]
+        assert records[0][-1] == pytest.approx(records[1][-1], abs=1e-3)
+    assert same(weights(tmp_path / "two/model"), weights(tmp_path / "two/best"))
