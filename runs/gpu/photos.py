@@ -148,7 +148,10 @@ def _decoded(part: Path, pool: ThreadPoolExecutor) -> Iterator[tuple[str, np.nda
 def _decode(folder: Path) -> tuple[str, np.ndarray, np.ndarray]:
     try:
         (photo,) = folder.glob("photo.*")
-        index, values = np.asarray(Image.open(folder / "index.png")), np.load(io.BytesIO((folder / "values.npy").read_bytes()))
+        index, values = (
+            np.asarray(Image.open(folder / "index.png")),
+            np.load(io.BytesIO((folder / "values.npy").read_bytes())),
+        )
         structure = values[index]
     except (OSError, ValueError, IndexError) as error:
         raise ImageError(f"photograph {folder.name} of the pack is damaged ({error}): pack it again.") from None

@@ -56,7 +56,9 @@ def join(output: Path) -> bool:
         with tarfile.open(whole) as tar:
             tar.extractall(fresh, filter="data")
         whole.unlink()
-    for path in sorted((output / "joined").iterdir(), key=lambda path: path.name == "encoder"):  # "encoder" last: it ends the joining
+    for path in sorted(
+        (output / "joined").iterdir(), key=lambda path: path.name == "encoder"
+    ):  # "encoder" last: it ends the joining
         if path.is_dir():
             shutil.rmtree(output / path.name, ignore_errors=True)
         os.replace(path, output / path.name)

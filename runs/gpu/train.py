@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from photos import PackedPhotos, load_pack
 from pieces import finish, finished, join, split
+from torch import nn
 
 from samdiffsr.errors import SamDiffSRError
 from samdiffsr.training.config import TrainConfig, load_config
@@ -68,13 +69,16 @@ def run(config: TrainConfig, parts: Sequence[Path], clock: Clock, backend: str |
     Args:
         backend: of torch.compile; None does without.
     """
+    todo = [stage for stage in JOBS if not finished(config.output, stage)]
+    if not todo or clock.over:
+        return "nothing was trained"
+    told = ""
     device = torch.device("cuda" if torch.cuda.is_available() and config.device == "auto" else "cpu")
     packed = load_pack(parts, device, threads=os.cpu_count() or 1)
-    told = "nothing was left to train"
-    for stage, make in JOBS.items():
-        if finished(config.output, stage) or clock.over:
-            continue
-        job = make(config)
+    for stage in todo:
+        if clock.over:
+            break
+        job = JOBS[stage](config)
         if backend:
             compile_networks(job.objective, backend)
         clock.asked.clear()
@@ -93,13 +97,21 @@ def last_update(job: Job) -> int:
 
 
 def compile_networks(objective: Objective, backend: str) -> None:
-    """Let torch.compile make the networks' forward passes, and the backward passes with them; names of tensors stay."""
+    """Let torch.compile make the forward passes, and the backward passes with them; names of tensors stay."""
     for network in objective.trained.values():
-        network.compile(backend=backend)
+        _compile_learning(network, backend)
     if isinstance(objective, DiffusionStage):
         objective.encoder.encode = torch.compile(objective.encoder.encode, backend=backend)
     if objective.features is not None:
         objective.features.maps = torch.compile(objective.features.maps, backend=backend)
+
+
+def _compile_learning(network: nn.Module, backend: str) -> None:
+    """Compile the passes that learn, all of one size. A rollout has any number of examples: one of those, and all kernels
+    would be made anew, for any size."""
+    plain = network.forward
+    compiled = torch.compile(plain, backend=backend, dynamic=False)
+    network.forward = lambda *inputs, **options: (compiled if torch.is_grad_enabled() else plain)(*inputs, **options)
 
 
 def _pace(config: TrainConfig, stage: str, update: int, clock: Clock) -> str:
@@ -140,8 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     automatic = "inductor" if torch.cuda.is_available() else "none"
     backend = automatic if arguments.compile == "auto" else arguments.compile
     config = settings(arguments)
-    if torch.cuda.is_available():
-        torch.backends.cudnn.benchmark = True
+    if torch.cuda.is_available():  # no cudnn.benchmark: rollouts of every size would be tried out
         torch.set_float32_matmul_precision("high")
     if join(config.output):
         print(f"{config.output} was put together from its pieces")
