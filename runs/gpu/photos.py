@@ -3,7 +3,6 @@
 `PackedPhotos` draws the examples that `PreparedPhotos` draws from the same photographs, pixel for pixel.
 """
 
-import io
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -148,10 +147,7 @@ def _decoded(part: Path, pool: ThreadPoolExecutor) -> Iterator[tuple[str, np.nda
 def _decode(folder: Path) -> tuple[str, np.ndarray, np.ndarray]:
     try:
         (photo,) = folder.glob("photo.*")
-        index, values = (
-            np.asarray(Image.open(folder / "index.png")),
-            np.load(io.BytesIO((folder / "values.npy").read_bytes())),
-        )
+        index, values = np.asarray(Image.open(folder / "index.png")), np.load(folder / "values.npy")
         structure = values[index]
     except (OSError, ValueError, IndexError) as error:
         raise ImageError(f"photograph {folder.name} of the pack is damaged ({error}): pack it again.") from None
