@@ -19,10 +19,11 @@ from pieces import finish, finished, join, split
 from torch import nn
 
 from samdiffsr.errors import SamDiffSRError
+from samdiffsr.training.checkpoint import checkpoints
 from samdiffsr.training.config import TrainConfig, load_config
 from samdiffsr.training.cost import estimate_cost
 from samdiffsr.training.diffusion import DiffusionStage
-from samdiffsr.training.job import Job, train
+from samdiffsr.training.job import train
 from samdiffsr.training.objective import Objective
 from samdiffsr.training.stages import diffusion_job, encoder_job, new_objective
 
@@ -72,28 +73,21 @@ def run(config: TrainConfig, parts: Sequence[Path], clock: Clock, backend: str |
     todo = [stage for stage in JOBS if not finished(config.output, stage)]
     if not todo or clock.over:
         return "nothing was trained"
-    told = ""
     device = torch.device("cuda" if torch.cuda.is_available() and config.device == "auto" else "cpu")
     packed = load_pack(parts, device, threads=os.cpu_count() or 1)
-    for stage in todo:
-        if clock.over:
-            break
+    stage, update = todo[0], 0
+    while todo and not clock.over:
+        stage = todo.pop(0)
         job = JOBS[stage](config)
         if backend:
             compile_networks(job.objective, backend)
         clock.asked.clear()
         photos = PackedPhotos(packed, job.stage.data)
         train(job, resume=True, progress=clock.progress, photos=photos, halt=clock)
-        update = last_update(job)
-        told = f"{stage}: update {update} of {job.stage.optim.updates}, " + _pace(config, stage, update, clock)
+        update = int(checkpoints(job.folder / "checkpoints")[-1].name)
         if update == job.stage.optim.updates:
             finish(config.output, stage)
-    return told
-
-
-def last_update(job: Job) -> int:
-    """The update that the stage's newest checkpoint is of."""
-    return max(int(found.name) for found in (job.folder / "checkpoints").iterdir() if found.name.isdigit())
+    return f"{stage}: update {update} of {getattr(config, stage).optim.updates}, " + _pace(config, stage, update, clock)
 
 
 def compile_networks(objective: Objective, backend: str) -> None:
