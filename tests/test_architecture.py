@@ -43,7 +43,7 @@ def test_importing_sets_no_global_torch_state():
         "    torch.initial_seed(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())\n"
         "before = state()\n"
         "import samdiffsr.pipeline, samdiffsr.convert, samdiffsr.upscale, samdiffsr.training.stages\n"
-        "import samdiffsr.evaluation.page, samdiffsr.schedulers\n"
+        "import samdiffsr.evaluation.page, samdiffsr.schedulers, samdiffsr.export\n"
         "import samdiffsr.masks.sam, samdiffsr.masks.folder\n"
         "print(state() == before)"
     )

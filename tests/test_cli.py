@@ -163,6 +163,8 @@ def test_options_reach_the_pipeline(command, source: Path, tiny_pipe_dir: Path, 
     assert default == result("--seed", 0, "--steps", 2, "--device", "cpu")  # the model was saved with 2 steps
     assert default != result("--seed", 1)
     assert default != result("--steps", 3)
+    assert default == result("--detail", 1)
+    assert default != result("--detail", 0.5)
     assert command("upscale", "-i", source, "-o", tmp_path, "-m", tiny_pipe_dir, "--suffix", "-big")[0] == 0
     assert (tmp_path / "a-big.png").read_bytes() == default
 

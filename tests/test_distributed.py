@@ -13,6 +13,7 @@ from samdiffsr.cli import main
 from samdiffsr.distributed import cluster, cluster_map, on_cluster
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.timeout(600)  # a worker process takes seconds to start, and on a busy machine many
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -26,9 +27,9 @@ def two_nodes():
     memory = 80 * 2**20
     nodes = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": memory},
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": memory},
     )
-    nodes.add_node(num_cpus=2, object_store_memory=memory)
+    nodes.add_node(num_cpus=1, object_store_memory=memory)
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
     yield nodes.address
     ray.shutdown()

@@ -236,6 +236,8 @@ def test_a_report_is_not_replaced_unasked(bench, evaluate):
         (("-m", "nonsense"), "'nonsense' does not exist"),
         (("-m", "default@steps=zero"), "steps is 'zero'"),
         (("-m", "default@step=1"), "after the @ come"),
+        (("-m", "default@detail=much"), "detail is 'much'"),
+        (("-m", "default@detail=3"), "detail is 3"),
         (("-m", "{model}@scheduler=euler"), "'ddim', 'lcm'"),
         (("-m", "{model}@steps=101"), "101"),
         (("--seeds", "1,a"), "0,1,2"),
@@ -330,6 +332,7 @@ def test_baselines_are_their_references(bench):
         ("runs/a@home", ("runs/a@home", {})),
         ("runs/a@home@steps=3", ("runs/a@home", {"steps": "3"})),
         ("m@scheduler=ddim,steps=2", ("m", {"scheduler": "ddim", "steps": "2"})),
+        ("m@detail=0.5", ("m", {"detail": "0.5"})),
     ],
 )
 def test_model_specifications(spec, expected):

@@ -354,3 +354,29 @@ def test_light_denoiser_reads_time_state_and_features():
     assert out.shape == x.shape
     for changed in (denoiser(x + 1, t, features), denoiser(x, t + 50, features), denoiser(x, t, features + 1)):
         assert not torch.allclose(out, changed, atol=1e-4)
+
+
+def test_detail_scales_what_is_added_to_the_base(tiny_pipe, tmp_path):
+    """0 is the encoder's own estimate, and between 0 and 1 the results lie on a line, where nothing is clamped."""
+    lr = 0.25 + 0.5 * torch.rand(3, 6, 5, generator=seeded())
+
+    def result(**options):
+        return tiny_pipe(lr, generator=seeded(), output_type="pt", **options).images[0]
+
+    whole, base = result(), result(detail=0)
+    expected = (tiny_pipe.encoder(2 * lr[None] - 1)[0] + 1) / 2
+    torch.testing.assert_close(base, expected, atol=1e-6, rtol=0)
+    free = ((whole > 0) & (whole < 1)).float()
+    assert free.mean() > 0.5
+    assert (whole - base).abs().max() > 1e-3
+    torch.testing.assert_close(free * result(detail=0.25), free * (0.75 * base + 0.25 * whole), atol=1e-6, rtol=0)
+    tiny_pipe.register_to_config(detail=0.25)
+    tiny_pipe.save_pretrained(tmp_path)
+    saved = SamDiffSRPipeline.from_pretrained(tmp_path)
+    assert torch.equal(saved(lr, generator=seeded(), output_type="pt").images[0], result(detail=0.25))
+
+
+@pytest.mark.parametrize("detail", [-0.1, 2.5, float("nan")])
+def test_a_detail_out_of_range_is_named(tiny_pipe, detail):
+    with pytest.raises(SamDiffSRError, match=str(detail)):
+        tiny_pipe(picture(4, 4), detail=detail)

@@ -59,6 +59,13 @@ def test_golden_upscaling():
     np.testing.assert_allclose(imresize_tensor(batch, 4)[0].permute(1, 2, 0).numpy(), GOLDEN["lr_up"], atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (3, 5), (7, 33)])
+def test_enlarging_by_four_equals_the_table_of_taps(size):
+    """The scale takes the way that can be exported, the size the general one."""
+    batch = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(imresize_tensor(batch, 4), imresize_tensor(batch, size=(4 * size[0], 4 * size[1])))
+
+
 def test_a_constant_stays_constant_and_shapes_follow():
     assert np.array_equal(imresize(np.full((5, 3, 2), 77, np.uint8), 4), np.full((20, 12, 2), 77))
     assert imresize(np.zeros((10, 7), np.float32), 1 / 4).shape == (3, 2)

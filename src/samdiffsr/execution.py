@@ -40,6 +40,7 @@ class Recipe:
     base: str
     residual_scale: float
     lr_divisor: int
+    detail: float
 
 
 class Execution:
@@ -114,7 +115,7 @@ class Execution:
         self._each_tile("denoiser", work)
 
     def assemble(self, output_type: str) -> np.ndarray:
-        """sr = x_0 / residual_scale + base as (H, W, 3) in the numbers of an output type; past a limit it lies in a file."""
+        """sr = detail x_0 / residual_scale + base as (H, W, 3) in the numbers of an output type; in a file past a limit."""
         dtype, _ = OUTPUTS[output_type]
         shape = (3, SCALE * self.height, SCALE * self.width)
         large = int(np.prod(shape)) * dtype.itemsize > STATE_BYTES
@@ -123,7 +124,7 @@ class Execution:
             hr = tile.scaled(SCALE)
             base = self._bicubic(tile) if self._estimate is None else self._estimate.read(hr)
             x_0 = self.state.read(hr).clamp(-1, 1)
-            sr = (x_0 / self._recipe.residual_scale + base).clamp(-1, 1)
+            sr = (x_0 * (self._recipe.detail / self._recipe.residual_scale) + base).clamp(-1, 1)
             out.write(hr, encode_pixels(sr, output_type))
         return out.array()
 

@@ -78,6 +78,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         steps: default number of sampling steps.
         lr_divisor: of the 8-bit pixels that bicubic upscaling sees; 255, or 256 to repeat the released code, whose base is
             0.4 % darker (its encoder does see pixels / 255).
+        detail: default of `__call__`'s.
     """
 
     def __init__(
@@ -92,17 +93,25 @@ class SamDiffSRPipeline(DiffusionPipeline):
         target: str = "marginal_noise",
         steps: int = 100,
         lr_divisor: int = 255,
+        detail: float = 1.0,
     ) -> None:
         super().__init__()
         choose(base, {"bicubic": None, "encoder": None}, "base")
         choose(target, dict.fromkeys(sorted(TARGETS)), "target")
         choose(shift, SHIFTS, "shift")
         choose(str(lr_divisor), {"255": None, "256": None}, "lr_divisor")
+        _check_detail(detail)
         for network in (encoder, denoiser):
             network.eval().to(memory_format=torch.channels_last)  # 1.7x faster on CPU
         self.register_modules(encoder=encoder, denoiser=denoiser, scheduler=scheduler)
         self.register_to_config(
-            base=base, residual_scale=residual_scale, shift=shift, target=target, steps=steps, lr_divisor=lr_divisor
+            base=base,
+            residual_scale=residual_scale,
+            shift=shift,
+            target=target,
+            steps=steps,
+            lr_divisor=lr_divisor,
+            detail=detail,
         )
 
     @classmethod
@@ -139,6 +148,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         tile: int | None = None,
+        detail: float | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> Any:
         """Upscale x4.
@@ -155,6 +165,8 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 there, replace x_t. For an image so large that x_t is kept in a file it is told None.
             tile: side of a tile in pixels of the input, 0 for the whole image at once, None to choose by the free memory. The
                 result does not depend on it (docs/tiling.md).
+            detail: how much of the sampled residual is added to the base, 0 to 2; None takes the model's default. 1 is the
+                sample itself; less is closer to the base: where that is the encoder's estimate, truer on average and softer.
             on_note: told in a sentence when memory ran out and the work goes on in smaller tiles; None warns.
 
         Raises:
@@ -166,10 +178,11 @@ class SamDiffSRPipeline(DiffusionPipeline):
             raise ConfigError(f"tile is {tile!r}, but must be a whole number of pixels of the input, 0 or None.")
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         self._check(steps)
+        recipe = self._recipe(self.config["detail"] if detail is None else _check_detail(detail))
         images = as_list(image)
         outputs = []
         for one, source in zip(images, _generators(generator, len(images)), strict=True):
-            run = Execution(self._recipe(), as_pixels(one), tile=tile, note=on_note or _warn)
+            run = Execution(recipe, as_pixels(one), tile=tile, note=on_note or _warn)
             self._sample(run, steps, source, callback_on_step_end)
             outputs.append(finish(run.assemble(output_type), output_type))
         if output_type in ("np", "pt") and len({tuple(out.shape) for out in outputs}) == 1:
@@ -199,9 +212,9 @@ class SamDiffSRPipeline(DiffusionPipeline):
                     f"in all {total} steps (its x_0 is biased), got {type(self.scheduler).__name__} in {steps} steps."
                 )
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self, detail: float) -> Recipe:
         wanted = {name: self.config[name] for name in ("base", "residual_scale", "lr_divisor")}
-        return Recipe(self.encoder, self.denoiser, self.device, **wanted)
+        return Recipe(self.encoder, self.denoiser, self.device, detail=detail, **wanted)
 
     def _sample(self, run: Execution, steps: int, generator: torch.Generator, callback: Callback | None) -> None:
         """The reverse process: x_T from N(0, I), then one denoiser call a step and tile."""
@@ -226,6 +239,12 @@ class SamDiffSRPipeline(DiffusionPipeline):
         replaced = callback(self, number, int(timestep), {"latents": x_t}).get("latents", x_t)
         if replaced is not None:
             state.write(state.window, replaced.clone())
+
+
+def _check_detail(detail: float) -> float:
+    if not 0 <= detail <= 2:
+        raise ConfigError(f"detail is {detail!r}, but must be from 0 (the base alone) to 2.")
+    return detail
 
 
 def _warn(note: str) -> None:

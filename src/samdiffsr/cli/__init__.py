@@ -14,10 +14,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from samdiffsr import __version__
-from samdiffsr.cli import convert, doctor, evaluate, masks, prepare, train, upscale
+from samdiffsr.cli import convert, doctor, evaluate, export, masks, prepare, train, upscale
 from samdiffsr.errors import SamDiffSRError
 
-VERBS = (upscale, masks, prepare, train, evaluate, convert, doctor)
+VERBS = (upscale, masks, prepare, train, evaluate, convert, export, doctor)
 """In the order of `--help`."""
 
 EXTRAS = {
@@ -31,6 +31,9 @@ EXTRAS = {
     "transformers": "sam",
     "skimage": "sam",
     "scipy": "sam",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
 }
 """Packages that a verb may miss, and the extra that brings each."""
 

@@ -35,6 +35,12 @@ Size = Annotated[
 Steps = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Denoising steps.  [default: as the model was saved]")
 ]
+Detail = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=2, metavar="F", help="0: smooth and truest on average, 1: all that was sampled.  [default: as saved]"
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Each image starts from this seed.")]
 Tile = Annotated[
     int | None,
@@ -83,6 +89,7 @@ def upscale(
     scale: Scale = None,
     size: Size = None,
     steps: Steps = None,
+    detail: Detail = None,
     seed: Seed = 0,
     tile: Tile = None,
     consistency: Consistency = False,
@@ -108,6 +115,7 @@ def upscale(
         seed=seed,
         steps=steps,
         tile=tile,
+        detail=detail,
         consistency=consistency,
         strip_metadata=strip_metadata,
         quality=quality,

@@ -78,12 +78,12 @@ def outputs(given: str, names: Iterable[str]) -> tuple[Method, list[Path]]:
 
 
 def model(spec: str, device: str) -> Method:
-    """A model from `MODEL` or `MODEL@steps=4,scheduler=ddim`, loaded.
+    """A model from `MODEL` or `MODEL@steps=4,scheduler=ddim,detail=0.5`, loaded.
 
-    MODEL is what `load_model` takes; the options are `steps` and `scheduler` (a name of `SCHEDULERS`).
+    MODEL is what `load_model` takes; the options are `steps`, `scheduler` (a name of `SCHEDULERS`) and `detail`.
 
     Raises:
-        ConfigError: an unknown option or scheduler, steps that are no whole number.
+        ConfigError: an unknown option or scheduler, steps that are no whole number, a detail that is no number.
         CheckpointError: no such model.
     """
     name, options = _parse(spec)
@@ -91,12 +91,13 @@ def model(spec: str, device: str) -> Method:
     if "scheduler" in options:
         use_scheduler(pipe, options["scheduler"])
     steps = _steps(options["steps"]) if "steps" in options else pipe.config["steps"]
+    detail = _detail(options["detail"]) if "detail" in options else pipe.config["detail"]
 
     def run(images: Images, seed: int) -> np.ndarray:
         generator = torch.Generator("cpu").manual_seed(seed)
-        return np.asarray(pipe(images.lr, num_inference_steps=steps, generator=generator).images[0])
+        return pipe(images.lr, steps, generator, output_type="uint8", detail=detail).images[0]
 
-    return Method(spec, run, sampled=True, device=str(pipe.device), record=_record(name, pipe, steps))
+    return Method(spec, run, sampled=True, device=str(pipe.device), record=_record(name, pipe, steps, detail))
 
 
 def _parse(spec: str) -> tuple[str, dict[str, str]]:
@@ -105,8 +106,11 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
         return spec, {}
     pairs = [item.partition("=") for item in text.split(",")]
     options = {key: value for key, _, value in pairs}
-    if set(options) - {"steps", "scheduler"} or not all(value for _, _, value in pairs) or len(options) < len(pairs):
-        raise ConfigError(f"The model is {spec!r}, but after the @ come steps=N, scheduler=NAME or both with a comma.")
+    known = {"steps", "scheduler", "detail"}
+    if set(options) - known or not all(value for _, _, value in pairs) or len(options) < len(pairs):
+        raise ConfigError(
+            f"The model is {spec!r}, but after the @ come steps=N, scheduler=NAME, detail=F, with commas."
+        )
     return name, options
 
 
@@ -116,7 +120,14 @@ def _steps(text: str) -> int:
     return int(text)
 
 
-def _record(name: str, pipe: SamDiffSRPipeline, steps: int) -> dict[str, Any]:
+def _detail(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"detail is {text!r}, but must be a number from 0 to 2.") from None
+
+
+def _record(name: str, pipe: SamDiffSRPipeline, steps: int, detail: float) -> dict[str, Any]:
     path = DEFAULT_MODEL if name == "default" else Path(name)
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.suffix in (".json", ".safetensors")]
     networks = (pipe.encoder, pipe.denoiser)
@@ -126,6 +137,7 @@ def _record(name: str, pipe: SamDiffSRPipeline, steps: int) -> dict[str, Any]:
         "model": name,
         "sha256": _digest(files, path if path.is_dir() else path.parent),
         "steps": steps,
+        "detail": detail,
         "scheduler": type(pipe.scheduler).__name__,
         "timesteps": pipe.scheduler.config["num_train_timesteps"],
         "networks": [type(network).__name__ for network in networks],

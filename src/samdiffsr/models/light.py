@@ -43,7 +43,7 @@ class LightBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         if self.film is None or time is None:
             hidden = self.conv1(x)
-        elif len(x) > 1:
+        elif x.shape[0] > 1:  # not len(), which an exporter takes for a constant
             hidden = self.conv1(x)
             scale, shift = self.film(time)[:, :, None, None].chunk(2, dim=1)
             hidden = torch.addcmul(hidden + shift, hidden, scale)

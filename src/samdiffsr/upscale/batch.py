@@ -39,7 +39,7 @@ class Settings:
         goal: the size of the results.
         seed: each image has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
         steps: denoising steps, at least 1; None takes what the model was saved with.
-        tile, consistency: see `enlarge`.
+        tile, detail, consistency: see `enlarge`.
         strip_metadata: leave out EXIF, XMP and resolution. The colour profile stays: colours would shift without it.
         quality: see `write_image`.
         overwrite, skip_existing: what to do with existing targets; with neither, that file fails.
@@ -53,6 +53,7 @@ class Settings:
     seed: int = 0
     steps: int | None = None
     tile: int | None = None
+    detail: float | None = None
     consistency: bool = False
     strip_metadata: bool = False
     quality: int | None = None
@@ -63,6 +64,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps is {self.steps}, but must be at least 1.")
+        if self.detail is not None and not 0 <= self.detail <= 2:
+            raise ConfigError(f"detail is {self.detail}, but must be from 0 to 2.")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise ConfigError(f"The quality is {self.quality}, but must be from 1 to 100.")
         if self.overwrite and self.skip_existing:
@@ -270,6 +273,7 @@ def _enlarged(pipe: "SamDiffSRPipeline", ready: _Ready, settings: Settings, tell
             seed=settings.seed,
             steps=settings.steps,
             tile=settings.tile,
+            detail=settings.detail,
             consistency=settings.consistency,
             max_pixels=settings.max_pixels,
             tell=tell,

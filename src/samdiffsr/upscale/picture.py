@@ -27,6 +27,7 @@ def enlarge(
     seed: int = 0,
     steps: int | None = None,
     tile: int | None = None,
+    detail: float | None = None,
     consistency: bool = False,
     max_pixels: int = MAX_PIXELS,
     tell: Callable[[float], None] = lambda part: None,
@@ -41,6 +42,7 @@ def enlarge(
         seed: of the sampling noise.
         steps: denoising steps; None takes the model's default.
         tile: see `SamDiffSRPipeline`; the result does not depend on it.
+        detail: see `SamDiffSRPipeline`; how much of the sample is added to its base.
         consistency: project the result so that bicubic reduction to the input's size gives the input back.
         max_pixels: the largest picture on the way may have 16 times as many pixels.
         tell: called with the part done, 0 to 1, after each step.
@@ -52,7 +54,7 @@ def enlarge(
     size = check_size(height, width, goal, max_pixels)
     lr = picture.rgb if picture.alpha is None else bleed(picture.rgb, picture.alpha)
     notes = list(picture.notes)
-    options = {"seed": seed, "num_inference_steps": steps, "tile": tile, "on_note": notes.append}
+    options = {"seed": seed, "num_inference_steps": steps, "tile": tile, "detail": detail, "on_note": notes.append}
     try:
         rgb = _repeated(pipe, lr, passes(height, width, size), tell, options)
         if rgb.shape[:2] != size:

@@ -1,0 +1,40 @@
+"""`samdiffsr export -m default -o folder`: a model as ONNX files, with a runner that needs no torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Option("-m", "--model", metavar="NAME", help="'default', a pipeline folder, or a released .ckpt file.")
+]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to make.")]
+Format = Annotated[str, typer.Option(metavar="NAME", help="onnx.")]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="NAME", help="lcm, ddim or ddpm.  [default: as the model was saved]")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of a folder that exists.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("export")(export)
+
+
+def export(
+    output: Output,
+    model: Model = "default",
+    format: Format = "onnx",
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Export encoder and denoising step; `python FOLDER/run_onnx.py in.png out.png` then upscales without torch."""
+    from samdiffsr.export import export as write
+    from samdiffsr.load import load_model
+    from samdiffsr.schedulers import use_scheduler
+
+    pipe = load_model(model, "cpu")
+    if scheduler is not None:
+        use_scheduler(pipe, scheduler)
+    write(pipe, output, format=format, overwrite=overwrite)
+    typer.echo(f"{output}")
