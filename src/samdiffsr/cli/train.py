@@ -75,16 +75,12 @@ def _print_plan(settings: "TrainConfig", stages: list[str]) -> None:
     import yaml
 
     from samdiffsr.training.cost import estimate_cost
-    from samdiffsr.training.stages import ENCODERS, build, diffusion_objective, encoder_objective
+    from samdiffsr.training.stages import new_objective
 
     typer.echo(yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False).rstrip())
     for name in stages:
         part = getattr(settings, name)
-        if name == "encoder":
-            objective = encoder_objective(settings)
-        else:  # the figures are the same whether the encoder is trained or not
-            objective = diffusion_objective(settings, build(ENCODERS[settings.family], settings.encoder, 0))
-        cost = estimate_cost(objective, part)
+        cost = estimate_cost(new_objective(settings, name), part)
         typer.echo(
             f"# {name}: {cost.learning:,} parameters learn, {cost.frozen:,} are frozen; an update of {part.data.batch} crops "
             f"takes {cost.flop / 1e12:.3g} TFLOP and from {cost.memory / 2**30:.3g} GiB in one process, "

@@ -65,6 +65,43 @@ class PreparedImages(Sequence[Example]):
         return PreparedImages, (self.folder,)  # to another process goes the folder, not what is mapped
 
 
+class CropDraws:
+    """Which image and which place in it each example is drawn from: a function of (seed, index) and of the images' sizes.
+
+    Args:
+        size_lr: (N, 2), height and width of each LR image.
+        source: what the images are, for an error.
+        crop_lr, candidates, crops_per_image: as `PreparedPhotos` has them.
+
+    Raises:
+        ConfigError: no image is large enough.
+    """
+
+    def __init__(
+        self, size_lr: np.ndarray, source: str, *, crop_lr: int, candidates: int, crops_per_image: int
+    ) -> None:
+        self.candidates, self.crops_per_image = candidates, crops_per_image
+        self._large = np.flatnonzero(size_lr.min(axis=1) >= crop_lr)
+        self.left_out = len(size_lr) - len(self._large)
+        if not self._large.size:
+            raise ConfigError(f"{source} has no image of at least {SCALE * crop_lr}x{SCALE * crop_lr} pixels.")
+        # Square root of the area: between "each image alike" and "each pixel alike", for large photographs are softer.
+        weight = np.sqrt(size_lr[self._large].prod(axis=1))
+        self._below = np.cumsum(weight) / weight.sum()
+
+    def images(self, seed: int, first: int, size: int) -> list[int]:
+        """The image of each example: a number of the random stream (seed, 1) for each `crops_per_image` examples."""
+        group = np.arange(first, first + size) // self.crops_per_image
+        words = _blocks(seed, 1, int(group[0]), int(group[-1] - group[0]) + 1)[:, 0]
+        chosen = np.searchsorted(self._below, (words >> 11) * 2.0**-53, side="right").clip(max=len(self._large) - 1)
+        return self._large[chosen[group - group[0]]].tolist()
+
+    def words(self, seed: int, first: int, size: int) -> list[list[list[int]]]:
+        """For each example and candidate what `JointCrop.draw` takes: a block of the random stream (seed, 0)."""
+        blocks = _blocks(seed, 0, first * self.candidates, size * self.candidates)
+        return blocks.view(np.uint32).reshape(size, self.candidates, 8).tolist()
+
+
 class PreparedPhotos:
     """Random crops of a folder made by `prepare_folder`. Example `index` of `seed` is the same whatever was asked before.
 
@@ -81,19 +118,14 @@ class PreparedPhotos:
 
     def __init__(self, folder: Path, *, crop_lr: int, candidates: int, flips: bool, crops_per_image: int = 1) -> None:
         self.images = PreparedImages(folder)
-        self.crop_lr, self.candidates, self.flips = crop_lr, candidates, flips
-        self.crops_per_image = crops_per_image
-        self._large = np.flatnonzero(self.images.size_lr.min(axis=1) >= crop_lr)
-        self.left_out = len(self.images) - len(self._large)
-        if not self._large.size:
-            raise ConfigError(f"folder {folder} has no image of at least {SCALE * crop_lr}x{SCALE * crop_lr} pixels.")
-        # Square root of the area: between "each image alike" and "each pixel alike", for large photographs are softer.
-        weight = np.sqrt(self.images.size_lr[self._large].prod(axis=1))
-        self._below = np.cumsum(weight) / weight.sum()
+        self.crop_lr, self.flips = crop_lr, flips
+        sampling = {"crop_lr": crop_lr, "candidates": candidates, "crops_per_image": crops_per_image}
+        self._draws = CropDraws(self.images.size_lr, f"folder {folder}", **sampling)
+        self.left_out = self._draws.left_out
 
     def stem(self, seed: int, index: int) -> str:
         """The name of the image that example `index` comes from."""
-        return self.images.stems[self._numbers(seed, index, 1)[0]]
+        return self.images.stems[self._draws.images(seed, index, 1)[0]]
 
     def crop(self, seed: int, index: int) -> Example:
         """Example number `index`: hr (H, W, 3) uint8, lr (H / 4, W / 4, 3) uint8, structure (H, W) float16."""
@@ -104,20 +136,12 @@ class PreparedPhotos:
         """Examples first .. first + size - 1."""
         return collate(self._drawn(seed, first, size))
 
-    def _numbers(self, seed: int, first: int, size: int) -> list[int]:
-        """The image of each example: a number of the random stream (seed, 1) for each `crops_per_image` examples."""
-        group = np.arange(first, first + size) // self.crops_per_image
-        words = _blocks(seed, 1, int(group[0]), int(group[-1] - group[0]) + 1)[:, 0]
-        chosen = np.searchsorted(self._below, (words >> 11) * 2.0**-53, side="right").clip(max=len(self._large) - 1)
-        return self._large[chosen[group - group[0]]].tolist()
-
     def _drawn(self, seed: int, first: int, size: int) -> list[Crop]:
-        """The crop and the image of each example: `candidates` blocks of the random stream (seed, 0) for each."""
-        blocks = _blocks(seed, 0, first * self.candidates, size * self.candidates)
-        words = blocks.view(np.uint32).reshape(size, self.candidates, 8).tolist()
+        """The crop and the image of each example."""
+        numbers, words = self._draws.images(seed, first, size), self._draws.words(seed, first, size)
         return [
             choose_crop(self.images[number], draws, crop_lr=self.crop_lr, flips=self.flips)
-            for number, draws in zip(self._numbers(seed, first, size), words, strict=True)
+            for number, draws in zip(numbers, words, strict=True)
         ]
 
 

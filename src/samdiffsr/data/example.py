@@ -74,7 +74,7 @@ def prepare_example(photo: Path, regions: Path, kind: Regions, options: PrepareO
     Raises:
         ImageError, MaskError: naming the file and what is wrong with it.
     """
-    hr = _training_pixels(photo, options.max_pixels)
+    hr = training_pixels(photo, options.max_pixels)
     shape = (hr.shape[0], hr.shape[1])
     structure, resized = _structure(regions, kind, shape, options)
     if structure is None and options.missing_masks == "error":
@@ -88,7 +88,7 @@ def prepare_example(photo: Path, regions: Path, kind: Regions, options: PrepareO
     return Prepared((hr, imresize(hr, 1 / SCALE), out), structure is None, resized)
 
 
-def _training_pixels(photo: Path, max_pixels: int) -> np.ndarray:
+def training_pixels(photo: Path, max_pixels: int) -> np.ndarray:
     """uint8 (H, W, 3) of a photograph with at least 4x4 pixels, none of them transparent."""
     picture = read_image(photo, max_pixels=max_pixels)
     rgb, alpha = picture.rgb, picture.alpha

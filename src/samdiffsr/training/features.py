@@ -37,7 +37,8 @@ class FeatureLoss(nn.Module):
                 self.register_buffer(f"{name}_{part}", tensors[f"{name}.{part}"].float())
         self.register_buffer("mean", torch.tensor(MEAN_BGR).reshape(1, 3, 1, 1))
 
-    def _features(self, image: Tensor) -> list[Tensor]:
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """Unit-normalised features of each stage, of (N, 3, H, W) in [-1, 1]."""
         x = (image.flip(1) + 1) * 127.5 - self.get_buffer("mean")
         x = x.to(memory_format=torch.channels_last)
         out = []
@@ -60,6 +61,6 @@ class FeatureLoss(nn.Module):
             for image in (estimate, hr)
         )
         with torch.no_grad():
-            wanted = self._features(hr)
-        terms = [((a - b).float() ** 2).sum(1).mean() for a, b in zip(self._features(estimate), wanted, strict=True)]
+            wanted = self.maps(hr)
+        terms = [((a - b).float() ** 2).sum(1).mean() for a, b in zip(self.maps(estimate), wanted, strict=True)]
         return torch.stack(terms).sum()

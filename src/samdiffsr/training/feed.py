@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from samdiffsr.data.dataset import Batch, PreparedPhotos
+from samdiffsr.data.dataset import Batch
 from samdiffsr.errors import ConfigError
 from samdiffsr.training.config import DataConfig
 
@@ -20,6 +20,18 @@ AHEAD = 2  # updates prepared beyond those that threads are working on
 
 Part = tuple[Batch, dict[str, Any]]
 Draws = Callable[[int, int, int], dict[str, Any]]
+
+
+class Photos(Protocol):
+    """Where examples come from: `PreparedPhotos`, or what draws the same elsewhere."""
+
+    def batch(self, seed: int, first: int, size: int) -> Batch:
+        """Examples first .. first + size - 1 of `seed`, on any device."""
+        ...
+
+    def stem(self, seed: int, index: int) -> str:
+        """The name of the image that example `index` comes from."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Feed:
         ConfigError: the batch cannot be cut so.
     """
 
-    photos: PreparedPhotos
+    photos: Photos
     draws: Draws
     data: DataConfig
     seed: int
@@ -76,7 +88,7 @@ class Feed:
         return sorted({self.photos.stem(self.seed, index) for index in range(first, first + self.data.batch)})
 
     def parts(self, update: int) -> list[Part]:
-        """This process's parts of one update, on the CPU."""
+        """This process's parts of one update, where `photos` and `draws` left them."""
         size = self.data.batch // (self.processes * self.data.accumulate)
         start = update * self.data.batch + self.process * self.data.accumulate * size
         return [
@@ -87,10 +99,14 @@ class Feed:
     def _ahead(self, update: int) -> list[Part]:
         """`parts` in memory from which a GPU can copy while it computes."""
         parts = self.parts(update)
-        return _each_tensor(parts, Tensor.pin_memory) if self.device.type == "cuda" else parts
+        return _each_tensor(parts, _pinned) if self.device.type == "cuda" else parts
 
     def _to_device(self, parts: list[Part]) -> list[Part]:
         return _each_tensor(parts, lambda tensor: tensor.to(self.device, non_blocking=True))
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_cuda else tensor.pin_memory()
 
 
 def _each_tensor(parts: list[Part], change: Callable[[Tensor], Tensor]) -> list[Part]:

@@ -1,5 +1,6 @@
 """A stage's run around the loop: claim the folder, resume, validate, save."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.training.adversarial import Opponent
 from samdiffsr.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from samdiffsr.training.config import METADATA, StageConfig, TrainConfig
-from samdiffsr.training.feed import Feed
+from samdiffsr.training.feed import Feed, Photos
 from samdiffsr.training.log import Log, Progress
 from samdiffsr.training.loop import run
 from samdiffsr.training.objective import Objective
@@ -44,11 +45,23 @@ class Job:
     best: Path
 
 
-def train(job: Job, *, resume: bool, progress: Progress) -> Path:
-    """Run the stage to its end, in as many processes as torchrun started; returns `job.last`."""
+def train(
+    job: Job,
+    *,
+    resume: bool,
+    progress: Progress,
+    photos: Photos | None = None,
+    halt: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Run the stage to its end, in as many processes as torchrun started; returns `job.last`.
+
+    Args:
+        photos: where examples come from; default: the prepared folder of the configuration.
+        halt: asked after each update, in each process; True leaves a checkpoint and ends the run there.
+    """
     config, stage = job.config, job.stage
     accelerator = _accelerator(job)
-    feed = _feed(job, accelerator)
+    feed = _feed(job, photos or _prepared(job), accelerator)
     state = TrainState(job.objective, make_opponent(stage, config.seed), stage, accelerator.device)
     identity = {"seed": config.seed, "batch": stage.data.batch}
     _claim(job.folder / "checkpoints", state, identity, resume=resume)
@@ -95,6 +108,7 @@ def train(job: Job, *, resume: bool, progress: Progress) -> Path:
             validate=validate,
             validate_every=config.validation.every,
             save=save,
+            halt=halt,
         )
     finally:
         log.close()
@@ -140,19 +154,22 @@ def _on_cpu(config: TrainConfig) -> bool:
     return config.device == "cpu" or not torch.accelerator.is_available()
 
 
-def _feed(job: Job, accelerator: Accelerator) -> Feed:
+def _prepared(job: Job) -> PreparedPhotos:
     data = job.stage.data
-    photos = PreparedPhotos(
+    return PreparedPhotos(
         job.config.photos,
         crop_lr=data.crop_lr,
         candidates=data.candidates,
         flips=data.flips,
         crops_per_image=data.crops_per_image,
     )
+
+
+def _feed(job: Job, photos: Photos, accelerator: Accelerator) -> Feed:
     return Feed(
         photos,
         job.objective.draws,
-        data,
+        job.stage.data,
         job.config.seed,
         accelerator.device,
         process=accelerator.process_index,

@@ -30,8 +30,10 @@ def run(
     validate: Callable[[], None],
     validate_every: int,
     save: Callable[[], None],
+    halt: Callable[[], bool],
 ) -> None:
-    """Train `state` from where it stands to the last update; `save` writes checkpoints to `folder`.
+    """Train `state` from where it stands to the last update, or until `halt`, asked after each update, says so; `save` writes
+    checkpoints to `folder`, also before a halt. All processes must hear the same answer.
 
     Examples and noise are functions of (seed, update), so a resumed run is the run that never stopped; the gradient is the
     mean over the parts of all processes, so that their number does not matter either, but for rounding.
@@ -50,15 +52,19 @@ def run(
         state.update += 1
         times = {"seconds": waited + time.perf_counter() - started, "wait": waited}
         pending.append((state.update, terms, {"lr": state.adam.param_groups[0]["lr"]} | times))
+        halting = halt()
         saving, validating = (
             state.update % every == 0 or state.update == total for every in (config.save_every, validate_every)
         )
+        saving |= halting
         if saving or validating or state.update % config.log_every == 0:
             _report(pending, state, feed, accelerator, log, folder)
         if validating:
             validate()
         if saving:
             save()
+        if halting:
+            return
 
 
 def _report(pending: list, state: TrainState, feed: Feed, accelerator: Accelerator, log: Log, folder: Path) -> None:

@@ -18,6 +18,7 @@ from samdiffsr.training.diffusion import DiffusionStage
 from samdiffsr.training.encoder import EncoderStage
 from samdiffsr.training.job import Job, train
 from samdiffsr.training.log import Progress
+from samdiffsr.training.objective import Objective
 
 ENCODERS = {"light": LightEncoder, "paper": RRDBEncoder}
 DENOISERS = {"light": LightDenoiser, "paper": ConditionalUNet}
@@ -29,6 +30,21 @@ def train_encoder(config: TrainConfig, *, resume: bool, progress: Progress) -> P
     Raises:
         SamDiffSRError: files that are missing or damaged, an output that holds another run, a loss that left its course.
     """
+    return train(encoder_job(config), resume=resume, progress=progress)
+
+
+def train_diffusion(config: TrainConfig, *, resume: bool, progress: Progress) -> Path:
+    """Stage 2. Returns the finished pipeline's folder, `output`/model; the best one is in `output`/best.
+
+    Raises:
+        CheckpointError: there is no trained encoder (a random frozen one would train without complaint).
+        SamDiffSRError: as for stage 1.
+    """
+    return train(diffusion_job(config), resume=resume, progress=progress)
+
+
+def encoder_job(config: TrainConfig) -> Job:
+    """Stage 1, ready to be run."""
     folder = config.output / "encoder"
     objective = encoder_objective(config)
     network = objective.network
@@ -40,19 +56,14 @@ def train_encoder(config: TrainConfig, *, resume: bool, progress: Progress) -> P
         sr = network(signed[None]).float()[0]
         return ((sr + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
-    return train(
-        Job(config, config.encoder, objective, folder, network, upscale, folder / "weights", folder / "best"),
-        resume=resume,
-        progress=progress,
-    )
+    return Job(config, config.encoder, objective, folder, network, upscale, folder / "weights", folder / "best")
 
 
-def train_diffusion(config: TrainConfig, *, resume: bool, progress: Progress) -> Path:
-    """Stage 2. Returns the finished pipeline's folder, `output`/model; the best one is in `output`/best.
+def diffusion_job(config: TrainConfig) -> Job:
+    """Stage 2, ready to be run.
 
     Raises:
-        CheckpointError: there is no trained encoder (a random frozen one would train without complaint).
-        SamDiffSRError: as for stage 1.
+        CheckpointError: there is no trained encoder.
     """
     stage = config.diffusion
     source = stage.encoder or config.output / "encoder" / "weights"
@@ -65,11 +76,7 @@ def train_diffusion(config: TrainConfig, *, resume: bool, progress: Progress) ->
         return np.asarray(pipe(lr, generator=torch.Generator().manual_seed(config.seed)).images[0])
 
     output = config.output
-    return train(
-        Job(config, stage, objective, output / "diffusion", pipe, upscale, output / "model", output / "best"),
-        resume=resume,
-        progress=progress,
-    )
+    return Job(config, stage, objective, output / "diffusion", pipe, upscale, output / "model", output / "best")
 
 
 def encoder_objective(config: TrainConfig) -> EncoderStage:
@@ -92,6 +99,13 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionSta
             f"diffusion.network.feature_channels is {channels}, but the encoder has {encoder.feature_channels}."
         )
     return DiffusionStage(network, encoder, stage)
+
+
+def new_objective(config: TrainConfig, stage: str) -> Objective:
+    """Stage "encoder" or "diffusion" with new networks throughout: what it costs does not depend on their training."""
+    if stage == "encoder":
+        return encoder_objective(config)
+    return diffusion_objective(config, build(ENCODERS[config.family], config.encoder, 0))
 
 
 def build(network: type[nn.Module], stage: StageConfig, seed: int) -> nn.Module:
