@@ -12,11 +12,14 @@ export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLO
 samdiffsr prepare -i "$PHOTOS" --masks "$MASKS" -o "$output/data" --workers 2
 samdiffsr train light-cpu --resume \
     --set photos="$output/data" --set output="$output" --set diffusion.loss.features_file="$FEATURES"
-# A short finish with little feature loss takes most of the checkerboard away that it paints (docs/log.md).
+# Then against a discriminator, which sees the checkerboard that the feature loss alone paints (docs/log.md).
 samdiffsr train light-cpu --stage diffusion --resume \
     --set photos="$output/data" --set output="$output/finish" --set diffusion.loss.features_file="$FEATURES" \
     --set diffusion.encoder="$output/encoder/weights" --set diffusion.start="$output/model" \
-    --set diffusion.loss.features_weight=0.05 --set diffusion.optim.updates=300 --set diffusion.optim.warmup=10 \
-    --set diffusion.optim.learning_rate=2.0e-4 --set seed=1
+    --set diffusion.loss.features_weight=0.3 --set diffusion.loss.adversarial_weight=0.02 \
+    --set diffusion.loss.adversarial_start=100 --set diffusion.last_step_share=0.5 --set diffusion.rollout=0.25 \
+    --set diffusion.optim.updates=2100 --set diffusion.optim.warmup=50 --set diffusion.optim.learning_rate=2.0e-4 \
+    --set diffusion.optim.beta2=0.99 --set diffusion.optim.ema_decay=0.998 \
+    --set diffusion.steps=2 --set diffusion.detail=0.7 --set seed=1
 python runs/ship.py "$output/finish/model" src/samdiffsr/weights/default
 python runs/seal.py  # what `samdiffsr doctor` compares with

@@ -125,7 +125,6 @@ def test_a_cluster_goes_on_where_one_machine_was_stopped(two_nodes, photos):
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
-@pytest.mark.timeout(300)  # each worker imports torch
 def test_upscaling_is_the_same_bytes_and_tells_the_same(two_nodes, photos, capfd):
     (photos / "hr" / "coffee.png").write_bytes(b"broken")
     upscale = ("upscale", "-i", "hr", "--steps", "1")
@@ -137,7 +136,6 @@ def test_upscaling_is_the_same_bytes_and_tells_the_same(two_nodes, photos, capfd
     assert there.endswith(here) and here.endswith("2 upscaled, 0 skipped, 1 failed.\n")  # Ray may have spoken before
 
 
-@pytest.mark.timeout(300)
 def test_a_list_of_uris_to_a_uri(two_nodes, photos, tiny_pipe_dir, capfd):
     files = [photos / "hr" / f"{name}.png" for name in ("cat", "coffee", "astronaut")]
     (photos / "list").write_text("\n".join(["hr/cat.png", *(file.as_uri() for file in files[1:]), "file:///no.png"]))

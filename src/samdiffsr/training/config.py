@@ -112,6 +112,7 @@ class DiffusionConfig(StageConfig):
     )
     scheduler: Literal["ddpm", "ddim", "lcm", "dpmsolver++"] = Field("ddpm", description="stored with the model")
     steps: int = Field(100, ge=1, description="default number of sampling steps, stored with the model")
+    detail: float = Field(1.0, ge=0, le=2, description="default share of the sampled residual, stored with the model")
     encoder: Path | None = Field(
         None, description="folder of a trained encoder; default: the one of this run's stage 1"
     )

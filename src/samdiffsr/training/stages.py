@@ -132,6 +132,7 @@ def _pipeline(objective: DiffusionStage, stage: DiffusionConfig) -> SamDiffSRPip
         shift=stage.shift,
         target=stage.target,
         steps=stage.steps,
+        detail=stage.detail,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
