@@ -36,13 +36,14 @@ def test_it_was_trained_with_structure_modulated_noise(pipe):
     assert pipe.config["shift"] != "none"
 
 
+@pytest.mark.parametrize(("detail", "gain"), [(None, 0.25), (0, 0.5)])
 @pytest.mark.parametrize("name", ["astronaut", "cat", "coffee"])
-def test_half_a_decibel_above_bicubic(pipe, name):
-    """A 48x48 window of each example; none of them was trained on."""
+def test_above_bicubic(pipe, name, detail, gain):
+    """In dB, on a 48x48 window of each example; none of them was trained on. The default trades some for sharpness."""
     lr = np.asarray(Image.open(EXAMPLES / f"{name}.png").convert("RGB"))[10:58, 20:68]
     hr = np.asarray(Image.open(EXAMPLES / "originals" / f"{name}.png").convert("RGB"))[40:232, 80:272]
-    sr = np.asarray(pipe(lr, generator=torch.Generator().manual_seed(0)).images[0])
-    assert psnr_y(sr, hr) > psnr_y(imresize(lr, 4), hr) + 0.5
+    sr = np.asarray(pipe(lr, generator=torch.Generator().manual_seed(0), detail=detail).images[0])
+    assert psnr_y(sr, hr) > psnr_y(imresize(lr, 4), hr) + gain
     assert abs(sr.mean((0, 1)) - lr.mean((0, 1))).max() < 1
 
 
