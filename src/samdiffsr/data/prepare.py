@@ -19,7 +19,7 @@ from samdiffsr.data import SCHEMA
 from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
 from samdiffsr.data.shards import TEMPORARY, ShardWriter, read_manifest, whole_file, write_json
 from samdiffsr.errors import ConfigError, SamDiffSRError, choose
-from samdiffsr.images import READABLE
+from samdiffsr.images import is_picture_name
 from samdiffsr.processes import in_processes
 from samdiffsr.resize import SCALE
 
@@ -114,9 +114,7 @@ def plan_shards(
     for folder, what in ((photos, "photographs"), (regions, kind)):
         if not Path(folder).is_dir():
             raise ConfigError(f"folder {folder} with the {what} does not exist.")
-    names = sorted(
-        path.name for path in Path(photos).iterdir() if path.suffix.lower() in READABLE and path.name[0] != "."
-    )
+    names = sorted(path.name for path in Path(photos).iterdir() if is_picture_name(path.name))
     if not names:
         raise ConfigError(f"folder {photos} has no image to prepare.")
     seen: set[str] = set()

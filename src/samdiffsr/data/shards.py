@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from samdiffsr.data import SCHEMA
 from samdiffsr.errors import ConfigError, SamDiffSRError
+from samdiffsr.images import temporary_name
 from samdiffsr.resize import SCALE
 
 MEMBERS = {"hr": np.dtype("u1"), "lr": np.dtype("u1"), "structure": np.dtype("<f2")}
@@ -82,7 +82,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         SamDiffSRError: the file cannot be written: full disk, no permission.
     """
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(temporary_name())
     try:
         with open(temporary, "xb") as file:
             yield file

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from samdiffsr.errors import ImageError
-from samdiffsr.images import READABLE, read_image
+from samdiffsr.images import is_picture_name, read_image
 from samdiffsr.resize import SCALE, imresize
 
 _SHOWN = 5  # names listed in an error before "and N more"
@@ -128,7 +128,7 @@ def read_pixels(file: Path) -> tuple[np.ndarray, list[str]]:
 
 def _images(folder: Path) -> list[Path]:
     try:
-        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in READABLE and f.name[0] != ".")
+        files = sorted(file for file in folder.iterdir() if is_picture_name(file.name))
     except OSError as error:
         raise ImageError(f"Cannot list the folder '{folder}': {error.strerror}.") from None
     if not files:

@@ -1,9 +1,9 @@
 """Picture files: read, write, and everything that survives in between."""
 
-from samdiffsr.images.formats import ALPHA, DEEP, READABLE, WRITABLE, check_target
+from samdiffsr.images.formats import ALPHA, DEEP, READABLE, WRITABLE, check_target, is_picture_name
 from samdiffsr.images.picture import Metadata, Picture, to_8_bit, to_16_bit
 from samdiffsr.images.reading import MAX_PIXELS, read_image
-from samdiffsr.images.writing import TEMPORARY, write_image, write_whole
+from samdiffsr.images.writing import TEMPORARY, temporary_name, write_image, write_whole
 
 __all__ = [
     "ALPHA",
@@ -15,7 +15,9 @@ __all__ = [
     "Metadata",
     "Picture",
     "check_target",
+    "is_picture_name",
     "read_image",
+    "temporary_name",
     "to_8_bit",
     "to_16_bit",
     "write_image",

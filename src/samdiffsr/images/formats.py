@@ -28,6 +28,11 @@ READABLE = frozenset(WRITABLE) | {".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 
 
+def is_picture_name(name: str) -> bool:
+    """Whether a file of a folder counts as an image: by its extension, and not hidden."""
+    return os.path.splitext(name)[1].lower() in READABLE and name[0] != "."
+
+
 def check_target(path: str | os.PathLike[str], *, height: int, width: int, alpha: bool) -> str:
     """The Pillow format for writing such a picture to `path`; ImageError if its extension cannot hold the picture."""
     path = Path(path)

@@ -132,13 +132,18 @@ def _options(metadata: Metadata, format_: str, quality: int | None, notes: list[
     return options
 
 
+def temporary_name() -> str:
+    """A name of its own for a file being written, which `TEMPORARY` fits; short, for the final name may have 255 bytes."""
+    return f".samdiffsr-{secrets.token_hex(8)}.tmp"
+
+
 def write_whole(content: bytes | memoryview, path: Path) -> None:
     """Write `content` to a temporary file in the folder of `path`, then move it there; nothing is left on failure.
 
     Raises:
         ImageError: no such folder, no permission, disk full.
     """
-    temporary = path.parent / f".samdiffsr-{secrets.token_hex(8)}.tmp"  # short: the final name may have 255 bytes
+    temporary = path.parent / temporary_name()
     try:
         try:
             with open(temporary, "xb") as file:

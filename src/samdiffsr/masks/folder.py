@@ -9,7 +9,6 @@ So a killed run is continued by the same command, and two processes may even do 
 import contextlib
 import json
 import os
-import secrets
 import time
 import zlib
 from collections.abc import Callable, Generator
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from samdiffsr.errors import ConfigError, ImageError, MaskError
-from samdiffsr.images import MAX_PIXELS, READABLE, read_image, write_whole
+from samdiffsr.images import MAX_PIXELS, is_picture_name, read_image, temporary_name, write_whole
 from samdiffsr.masks.preview import contact_sheet, write_preview
 from samdiffsr.masks.segment import Recipe, Segmenter
 from samdiffsr.masks.store import read_records, write_records
@@ -173,7 +172,7 @@ def mask_folder(
 def list_photographs(folder: Path) -> list[Path]:
     """The images of a folder by extension, sorted; ConfigError if there is none, or two would share a mask file."""
     try:
-        files = sorted(f for f in Path(folder).iterdir() if f.suffix.lower() in READABLE and f.name[0] != ".")
+        files = sorted(file for file in Path(folder).iterdir() if is_picture_name(file.name))
     except OSError as error:
         raise ConfigError(f"Cannot list the folder {folder} of photographs: {error.strerror}; check it.") from error
     if not files:
@@ -202,7 +201,7 @@ def _settle_options(output: Path, record: dict[str, Any]) -> None:
     """Note the recipe in a new folder; a ConfigError if another process has just noted another one."""
     file = output / OPTIONS
     if not file.exists():
-        candidate = output / f".samdiffsr-{secrets.token_hex(8)}.tmp"
+        candidate = output / temporary_name()
         write_whole(json.dumps(record, indent=1).encode(), candidate)
         try:
             os.link(candidate, file)  # unlike a rename it never replaces what another process has just settled

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samdiffsr.errors import ConfigError, ImageError, choose
-from samdiffsr.images import READABLE, WRITABLE, check_target
+from samdiffsr.images import READABLE, WRITABLE, check_target, is_picture_name
 from samdiffsr.upscale import remote
 
 FORMATS = {"auto": "", "png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
@@ -123,7 +123,7 @@ def _expanded(given: str, output: str, recursive: bool, pattern: bool) -> Iterab
     elif os.path.isdir(given):
         files = list(_in_folder(given, output, recursive))
     elif pattern and glob.has_magic(given) and not os.path.lexists(given):
-        matches = sorted(path for path in glob.iglob(given, recursive=True) if _is_image(os.path.basename(path)))
+        matches = sorted(path for path in glob.iglob(given, recursive=True) if is_picture_name(os.path.basename(path)))
         files = [(path, "") for path in matches if not os.path.isdir(path)]
         if not files:
             raise ImageError(f"No image matches the pattern '{given}'; check it, or name a file or a folder.")
@@ -138,7 +138,7 @@ def _expanded(given: str, output: str, recursive: bool, pattern: bool) -> Iterab
 
 def _of_uri(given: str, output: str, recursive: bool) -> list[tuple[str, str]]:
     """The images of a folder as `_in_folder` has them. What ends like an image is taken for one: a list may have millions."""
-    if _is_image(remote.name_of(given)):
+    if is_picture_name(remote.name_of(given)):
         return [(given, "")]
     names = remote.listed(given, recursive=recursive)
     if names is None:
@@ -148,7 +148,7 @@ def _of_uri(given: str, output: str, recursive: bool) -> list[tuple[str, str]]:
     for name in names:
         *folders, last = name.split("/")
         source = remote.join(given, *folders, last)
-        if _is_image(last) and not any(folder[0] == "." for folder in folders) and not source.startswith(avoid):
+        if is_picture_name(last) and not any(folder[0] == "." for folder in folders) and not source.startswith(avoid):
             files.append((folders, last, source))
     return [(source, "/".join(folders)) for folders, _, source in sorted(files)]
 
@@ -162,18 +162,13 @@ def _in_folder(folder: str, output: str, recursive: bool) -> Iterator[tuple[str,
     avoid = os.path.realpath(output)
     for here, folders, names in os.walk(folder, onerror=refuse):
         below = os.path.relpath(here, folder) if here != folder else ""
-        for name in sorted(filter(_is_image, names)):
+        for name in sorted(filter(is_picture_name, names)):  # a broken link too: the report shall name it
             yield os.path.join(here, name), below
         folders[:] = sorted(
             name
             for name in folders
             if recursive and name[0] != "." and os.path.realpath(os.path.join(here, name)) != avoid
         )
-
-
-def _is_image(name: str) -> bool:
-    """By its extension, and not hidden. A broken link is one too: the report shall name it."""
-    return os.path.splitext(name)[1].lower() in READABLE and name[0] != "."
 
 
 def _places():

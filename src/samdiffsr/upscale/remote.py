@@ -8,7 +8,6 @@ and hdfs, and finds keys and passwords where their own tools do.
 import contextlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from samdiffsr.errors import ConfigError, ImageError
+from samdiffsr.images import temporary_name
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -108,7 +108,7 @@ def store(file: Path, uri: str) -> None:
     system, path = _place(uri)
     folder = os.path.dirname(path)
     at_once = system.type_name in _ATOMIC
-    written = path if at_once else f"{folder}/.samdiffsr-{secrets.token_hex(8)}.tmp"
+    written = path if at_once else f"{folder}/{temporary_name()}"
     content = file.read_bytes()
     try:
         if not at_once:  # an object store has no folders
