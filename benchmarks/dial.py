@@ -1,6 +1,6 @@
 """The dial between perception and distortion, measured and drawn:
 
-    python benchmarks/dial.py HR LR WEIGHTS_DIR docs/dial.svg [-m MODEL]
+    python benchmarks/dial.py HR LR docs/dial.svg [-m MODEL]
 
 Runs `samdiffsr evaluate` for several values of `detail` and numbers of steps, and draws PSNR-Y against the squeeze distance.
 """
@@ -26,7 +26,7 @@ def measure(options: argparse.Namespace) -> Points:
     models = [word for steps, detail in rows for word in ("-m", f"{options.model}@steps={steps},detail={detail}")]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "samdiffsr", "evaluate", "--hr", options.hr, "--lr", options.lr, *models]
-        command += ["--perceptual", "squeeze", "--weights-dir", options.weights, "--pictures", "0", "-o", folder]
+        command += ["--perceptual", "squeeze", "--pictures", "0", "-o", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found = json.loads((Path(folder) / "report.json").read_text())["figures"]["methods"]
     means = [entry["mean"] for entry in found]
@@ -77,7 +77,7 @@ def _named(steps: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("hr", "lr", "weights"):
+    for name in ("hr", "lr"):
         parser.add_argument(name)
     parser.add_argument("drawing", type=Path)
     parser.add_argument("-m", "--model", default="default")

@@ -1,8 +1,9 @@
-"""Quality against steps for five samplers:  python benchmarks/steps.py BENCH [--steps 1 2 4 8] [--distance WEIGHTS]
+"""Quality against steps for five samplers:  python benchmarks/steps.py BENCH [--steps 1 2 4 8]
 
-BENCH and the scores are those of quality.py. "seconds" is this process's CPU time for the whole set, so it holds on a busy
+BENCH holds SET/HR and SET/LR; the scores are PSNR-Y and the squeeze distance (docs/evaluation.md).
+"seconds" is this process's CPU time for the whole set, so it holds on a busy
 machine. Each sampler runs on the model's own betas; what is "trailing" starts at the noisiest step, what is "leading" does not.
-The last lines name the knee: the fewest steps whose distance (PSNR without --distance) is within --slack of the sampler's best.
+The last lines name the knee: the fewest steps whose distance is within --slack of the sampler's best.
 """
 
 import argparse
@@ -39,7 +40,6 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--distance", type=Path, help="weights of the squeeze distance")
     parser.add_argument("--slack", type=float, default=0.01, help="of the knee, relative")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> None:
     ]
     if not pairs:
         raise SystemExit(f"{options.bench} has no PNG image in {', '.join(options.sets)}.")
-    distance = SqueezeDistance(options.distance) if options.distance else None
+    distance = SqueezeDistance()
     pipe = load_model(options.model, "cpu")
     config = pipe.scheduler.config
     pipe(pairs[0][0][:16, :16])  # the first call is slower
@@ -71,14 +71,14 @@ def main() -> None:
             seconds = time.process_time() - start
             for sr, (_, whole) in zip(results, pairs, strict=True):
                 hr = whole[: sr.shape[0], : sr.shape[1]]
-                scores.append((psnr_y(sr, hr), distance(sr, hr) if distance else float("nan")))
+                scores.append((psnr_y(sr, hr), distance(sr, hr)))
             psnr, perceptual = np.mean(scores, axis=0)
-            rows.append((steps, perceptual if distance else -psnr))
+            rows.append((steps, perceptual))
             print(f"{sampler:14} {steps:5} {psnr:8.3f} {perceptual:9.4f} {seconds:8.1f}", flush=True)
         best = min(score for _, score in rows)
-        knees.append((sampler, next(s for s, score in rows if score <= best + options.slack * abs(best)), best))
+        knees.append((sampler, next(s for s, score in rows if score <= best + options.slack * best), best))
     for sampler, steps, best in knees:
-        print(f"knee of {sampler}: {steps} steps (best {abs(best):.4f})")
+        print(f"knee of {sampler}: {steps} steps (best {best:.4f})")
 
 
 if __name__ == "__main__":

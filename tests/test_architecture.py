@@ -1,4 +1,4 @@
-"""Promises about the whole tree: light imports, no side effects, a true README tree, small files."""
+"""Promises about the whole tree: light imports, no side effects, a true layout, small files."""
 
 import ast
 import re
@@ -57,9 +57,9 @@ def test_importing_needs_no_torchvision():
     assert run_python(code) == "fine"
 
 
-def test_readme_names_every_source_file_and_no_other():
-    tree = re.search(r"```text\n(src/samdiffsr/.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert tree, "README.md has no tree of src/samdiffsr/"
+def test_layout_names_every_source_file_and_no_other():
+    tree = re.search(r"```text\n(src/samdiffsr/.*?)```", (ROOT / "docs/layout.md").read_text(), re.DOTALL)
+    assert tree, "docs/layout.md has no tree of src/samdiffsr/"
     named, folder = set(), ""
     for line in tree.group(1).splitlines()[1:]:
         name = line.split()[0] if line.strip() else ""

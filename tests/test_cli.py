@@ -192,6 +192,15 @@ def test_size_format_and_tree(command, source: Path, tiny_pipe_dir: Path, tmp_pa
     assert made("--consistency", "--strip-metadata", "-t", "8") == {"a_x4.png": (24, 20)}
 
 
+def test_inputs_need_no_option(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path) -> None:
+    other, third = (source.with_name(name) for name in ("b.png", "c.png"))
+    for path in (other, third):
+        path.write_bytes(source.read_bytes())
+    line = ("upscale", source, other, "-o", tmp_path / "o", "-m", tiny_pipe_dir, "-i", third)
+    assert command(*line)[0] == 0
+    assert sorted(os.listdir(tmp_path / "o")) == ["a_x4.png", "b_x4.png", "c_x4.png"]
+
+
 def test_a_list_of_inputs(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path) -> None:
     odd = source.with_name("b [1].png")
     odd.write_bytes(source.read_bytes())

@@ -17,11 +17,10 @@ from samdiffsr.cli import main
 from samdiffsr.evaluation import methods
 from samdiffsr.evaluation.benchmark import Memory
 from samdiffsr.evaluation.methods import baseline, model, outputs
-from samdiffsr.evaluation.metrics import lr_psnr, psnr_y, ssim_rgb
+from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, psnr_y, ssim_rgb
 from samdiffsr.evaluation.page import _busiest, to_html
 from samdiffsr.evaluation.pairs import find_pairs, match, read_pair
 from samdiffsr.evaluation.report import markdown_table
-from test_metrics import distance  # noqa: F401 - the squeeze distance with random weights
 
 
 def save(file: Path, image: np.ndarray) -> None:
@@ -200,12 +199,11 @@ def test_equal_images_are_infinitely_good_and_told(bench, evaluate):
     assert "| same | inf |" in (bench / "report/report.md").read_text()
 
 
-def test_the_squeeze_distance_and_its_weights(bench, evaluate, distance, tmp_path):  # noqa: F811
-    (tmp_path / "distance.safetensors").rename(tmp_path / "squeeze_distance.safetensors")
-    code, *_ = evaluate("--baseline", "bicubic", "--perceptual", "squeeze", "--weights-dir", tmp_path)
+def test_the_squeeze_distance_and_its_weights(bench, evaluate):
+    code, *_ = evaluate("--baseline", "bicubic", "--perceptual", "squeeze")
     report = read(bench / "report")
     pair = read_pair(find_pairs(bench / "Tiny/HR", None)[1])
-    expected = distance(imresize(pair.lr, 4), pair.hr)
+    expected = SqueezeDistance()(imresize(pair.lr, 4), pair.hr)
     assert code == 0 and rows(report)["bicubic"]["by_image"]["baby"]["squeeze"] == expected
     assert report["figures"]["protocols"]["squeeze"].startswith("NOT LPIPS")
     assert list(report["setup"]["weights_sha256"]) == ["squeeze_distance.safetensors"]
@@ -243,7 +241,6 @@ def test_a_report_is_not_replaced_unasked(bench, evaluate):
         (("--seeds", "1,a"), "0,1,2"),
         (("--seeds", "1,1", "--baseline", "bicubic"), "must be different"),
         (("--perceptual", "niqe", "--baseline", "bicubic"), "'lpips-alex'"),
-        (("--perceptual", "squeeze", "--weights-dir", "{bench}", "--baseline", "bicubic"), "not published anywhere"),
         (("-o", "{bench}/theirs/baby_x4.png"), "Cannot make the folder"),
     ],
 )

@@ -1,14 +1,19 @@
 """Metrics against scikit-image and against properties of the published formulas."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from samdiffsr import SamDiffSRError, imresize
 from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, luma, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def pair(seed=0):
@@ -128,3 +133,9 @@ def test_squeeze_distance_refuses_what_it_cannot_compare(distance, tmp_path):
         distance(sr[:-1], hr)
     with pytest.raises(SamDiffSRError, match=r"none\.safetensors"):
         SqueezeDistance(tmp_path / "none.safetensors")
+
+
+def test_the_embedded_squeeze_distance():
+    """0.2955 is what the original float32 weights in an independent program give for this picture."""
+    hr = np.ascontiguousarray(np.asarray(Image.open(EXAMPLES / "astronaut.png").convert("RGB"))[:64, :96])
+    assert SqueezeDistance()(imresize(imresize(hr, 1 / 4), 4), hr) == pytest.approx(0.2955, abs=3e-4)

@@ -236,6 +236,17 @@ def test_half_precision_weights_load_as_float32(tiny_pipe, tmp_path):
     assert loaded.denoiser.dtype == loaded.encoder.dtype == torch.float32
 
 
+def test_pil_images_of_16_bit_are_not_clipped(tiny_pipe):
+    ramp = np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16)
+    deep, plain = (
+        tiny_pipe(image, generator=seeded(), output_type="uint16").images[0] for image in (Image.fromarray(ramp), ramp)
+    )
+    assert Image.fromarray(ramp).mode == "I;16" and np.array_equal(deep, plain)
+    for mode in ("I", "F"):
+        with pytest.raises(SamDiffSRError, match=f"mode '{mode}'"):
+            tiny_pipe(Image.new(mode, (4, 4)))
+
+
 def test_a_missing_or_damaged_model_is_named(tiny_pipe, tmp_path):
     with pytest.raises(SamDiffSRError, match="nowhere"):
         SamDiffSRPipeline.from_pretrained("nowhere")

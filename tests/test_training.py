@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError, SamDiffSRPipeline
 from samdiffsr.data.dataset import Batch, PreparedPhotos
@@ -83,11 +84,12 @@ def test_the_encoder_learns(photos, tmp_path):
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_a_stopped_run_goes_on_bit_equal(photos, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_goes_on_bit_equal(photos, tmp_path, optimizer):
     """4 updates at once against 2, a stop, and --resume, in both stages."""
     for name, stop in (("whole", False), ("parts", True)):
         for stage, train in (("encoder", train_encoder), ("diffusion", train_diffusion)):
-            config = tiny(photos, tmp_path / name)
+            config = tiny(photos, tmp_path / name, f"{stage}.optim.optimizer={optimizer}")
             if stop:
 
                 def halt(update, record):
@@ -116,7 +118,7 @@ def test_a_finished_run_can_be_saved_with_another_scheduler(photos, tmp_path):
     assert (type(pipe.scheduler).__name__, pipe.config["steps"]) == ("LCMScheduler", 4)
 
 
-def test_training_further_starts_from_the_given_denoiser(photos, tmp_path):
+def test_training_further_starts_from_the_given_networks(photos, tmp_path):
     first = tiny(photos, tmp_path / "first")
     train_encoder(first, resume=False, progress=quiet)
     model = train_diffusion(first, resume=False, progress=quiet)
@@ -125,6 +127,17 @@ def test_training_further_starts_from_the_given_denoiser(photos, tmp_path):
     found = weights(train_diffusion(further, resume=False, progress=quiet))["denoiser"]
     for name, tensor in weights(model)["denoiser"].items():
         torch.testing.assert_close(found[name], tensor, atol=1e-8, rtol=1e-6)
+    again = tiny(
+        photos,
+        tmp_path / "again",
+        f"encoder.start={shared[0].partition('=')[2]}",
+        "encoder.optim.learning_rate=1.0e-12",
+    )
+    found = weights(train_encoder(again, resume=False, progress=quiet))["weights"]
+    for name, tensor in weights(tmp_path / "first/encoder/weights")["weights"].items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-8, rtol=1e-6)
+    with pytest.raises(SamDiffSRError, match="no encoder"):
+        train_encoder(tiny(photos, tmp_path / "x", "encoder.start=x"), resume=False, progress=quiet)
     with pytest.raises(SamDiffSRError, match="no denoiser"):
         train_diffusion(tiny(photos, tmp_path / "x", *shared, "diffusion.start=x"), resume=False, progress=quiet)
 
@@ -256,12 +269,38 @@ def test_feature_loss_is_part_of_the_total(photos, feature_file):
     assert values[0.2]["pixel"].item() == values[0.1]["pixel"].item()
 
 
+def test_torchvision_features_are_of_normalised_rgb(tmp_path):
+    """The first stage against its formula; names and pixels are torchvision's."""
+    state, before = {"classifier.0.bias": torch.zeros(1)}, 3
+    for number, after in zip((0, 2, 5, 7, 10, 12, 14), (4, 4, 6, 6, 8, 8, 8), strict=True):
+        state |= {
+            f"features.{number}.weight": torch.randn(after, before, 3, 3),
+            f"features.{number}.bias": torch.randn(after),
+        }
+        before = after
+    torch.save(state, tmp_path / "vgg16.pth")
+    image = torch.rand(1, 3, 8, 8) * 2 - 1
+    mean, deviation = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = ((image + 1) / 2 - mean) / deviation
+    for number in (0, 2):
+        x = F.relu(F.conv2d(x, state[f"features.{number}.weight"], state[f"features.{number}.bias"], padding=1))
+    found = FeatureLoss(tmp_path / "vgg16.pth").maps(image)
+    torch.testing.assert_close(found[0], x / (x.norm(dim=1, keepdim=True) + 1e-8), atol=1e-5, rtol=1e-4)
+    assert [tuple(part.shape) for part in found] == [(1, 4, 8, 8), (1, 6, 4, 4), (1, 8, 2, 2)]
+
+
 def test_missing_feature_weights_are_named(tmp_path):
     with pytest.raises(SamDiffSRError, match=r"none\.safetensors"):
         FeatureLoss(tmp_path / "none.safetensors")
     save_file({"conv1_1.weight": torch.zeros(1)}, tmp_path / "half.safetensors")
     with pytest.raises(SamDiffSRError, match=r"conv1_1\.bias"):
         FeatureLoss(tmp_path / "half.safetensors")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "half.pth")
+    with pytest.raises(SamDiffSRError, match=r"features\.0\.bias"):
+        FeatureLoss(tmp_path / "half.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(SamDiffSRError, match=r"text\.pth cannot be read"):
+        FeatureLoss(tmp_path / "text.pth")
 
 
 def test_learning_rate_warms_up_and_decays():

@@ -115,6 +115,23 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(photos, tmp_path):  
         torch.testing.assert_close(states[1][name], tensor, atol=1e-6, rtol=0)
 
 
+def test_muon_turns_all_hidden_directions_alike(photos, tmp_path):  # noqa: F811
+    """Its first step is nearly a multiple of an orthogonal matrix; the first and last layers and biases get AdamW's."""
+    rate = 1e-3
+    options = ["encoder.optim.optimizer=muon", "encoder.optim.updates=1", "encoder.optim.schedule=constant"]
+    options += ["encoder.optim.warmup=0", f"encoder.optim.learning_rate={rate}", "encoder.optim.ema_decay=0"]
+    config = tiny(photos, tmp_path / "run", *options)
+    before = encoder_objective(config).network.state_dict()
+    after = weights(train_encoder(config, resume=False, progress=quiet))["weights"]
+    for name, tensor in before.items():
+        step = after[name] - tensor
+        if name.startswith(("trunk", "conv_out")) and step.ndim == 4:
+            values = torch.linalg.svdvals(step.flatten(1)) / (0.2 * rate * math.sqrt(step[0].numel()))
+            assert values.min() > 0.5 and values.max() < 1.5, name
+        else:
+            assert float(step.abs().max()) == pytest.approx(rate, rel=0.01), name
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_stays_near_float32(photos, tmp_path, precision):  # noqa: F811
     values = {}
@@ -253,6 +270,7 @@ def test_validation_changes_nothing(photos, tmp_path, validation_folder):  # noq
 
 def test_validation_folders_that_cannot_be_used(photos, tmp_path):  # noqa: F811
     config = tiny(photos, tmp_path / "run", f"validation.photos={tmp_path}")
+    (tmp_path / "._notes.png").write_bytes(b"what macOS leaves beside a picture")
     with pytest.raises(SamDiffSRError, match="has no image"):
         train_encoder(config, resume=False, progress=quiet)
     Image.new("RGB", (64, 31)).save(tmp_path / "small.png")

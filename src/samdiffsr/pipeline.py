@@ -155,7 +155,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
 
         Args:
             image: one image or a list, of any height and width from 1 pixel: PIL (converted to RGB), numpy (H, W, 3) or
-                (H, W) uint8 or float in [0, 1], tensor (3, H, W) or (N, 3, H, W) in [0, 1].
+                (H, W) uint8, uint16 or float in [0, 1], tensor (3, H, W) or (N, 3, H, W) in [0, 1].
             num_inference_steps: sampling steps; None takes the model's default.
             generator: None, one (every image starts from its present state, so that the result for an image does not depend
                 on the others) or a list with one for each image.

@@ -33,6 +33,12 @@ def as_list(image: Any) -> list:
 def as_pixels(image: Any) -> np.ndarray:
     """Any accepted image -> (h, w, 3) uint8, uint16 or floating in [0, 1], without a copy where that is possible."""
     if isinstance(image, Image.Image):
+        if image.mode in ("I", "F"):
+            raise ImageError(
+                f"a PIL image of mode {image.mode!r} has no fixed range: give numpy uint16, or floats in [0, 1]."
+            )
+        if image.mode.startswith("I;16"):  # convert() would clip it to white
+            return as_pixels(np.asarray(image).astype(np.uint16))
         pixels = np.asarray(image.convert("RGB"))
     elif isinstance(image, np.ndarray):
         pixels = image[..., None].repeat(3, axis=2) if image.ndim == 2 else image

@@ -25,6 +25,7 @@ EXTRAS = {
     "pycocotools": "train",
     "pyarrow": "ray",
     "pydantic": "train",
+    "pytorch_optimizer": "train",
     "tensorboard": "train",
     "ray": "ray",
     "webdataset": "train",

@@ -18,7 +18,10 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(checkpoint: Checkpoint, output: Output, released_preprocessing: Released = False) -> None:
-    """Convert a released checkpoint; `samdiffsr upscale -m FOLDER` then uses it."""
+    """Turn a released checkpoint into a model folder.
+
+    `samdiffsr upscale -m FOLDER` then uses it.
+    """
     from samdiffsr.convert import load_released
     from samdiffsr.errors import ConfigError
     from samdiffsr.files import whole_folder

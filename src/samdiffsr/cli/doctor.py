@@ -8,7 +8,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 PACKAGES = ("samdiffsr", "torch", "diffusers", "safetensors", "numpy", "pillow", "typer", "rich")
-EXTRAS = ("accelerate", "pydantic", "pycocotools", "transformers", "scikit-image", "onnxruntime", "ray", "gradio")
+EXTRAS = (
+    "accelerate",
+    "pydantic",
+    "pycocotools",
+    "transformers",
+    "scikit-image",
+    "onnxruntime",
+    "ray",
+    "pytorch-optimizer",
+)
 TOLERANCE = 1.0
 """Grey levels of the self-test's mean difference. Another seed makes 0.4, bicubic 7, swapped channels 57 (measured)."""
 
@@ -22,7 +31,11 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(device: Device = "auto", as_json: Json = False) -> None:
-    """Print versions, devices, memory; check the embedded model; upscale a small picture. Exit code 1 if something is wrong."""
+    """Check this installation.
+
+    Prints versions, devices and memory, checks the embedded model and upscales a small picture. Exit code 1 if
+    something is wrong.
+    """
     import json
 
     found = {"versions": versions(), "formats": formats(), "machine": machine()}

@@ -72,9 +72,9 @@ def evaluate(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Score models, interpolations and other results against originals: PSNR, SSIM, LR-PSNR, LPIPS, FID.
+    """Score models and other results against originals.
 
-    Every figure comes with its protocol. The same command gives the same figures.
+    PSNR, SSIM, LR-PSNR, LPIPS, FID and a page of pictures; each figure with its protocol, the same by the same command.
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -28,7 +28,10 @@ def export(
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Export encoder and denoising step; `python FOLDER/run_onnx.py in.png out.png` then upscales without torch."""
+    """Write a model as ONNX files.
+
+    `python FOLDER/run_onnx.py in.png out.png` then upscales without torch.
+    """
     from samdiffsr.export import export as write
     from samdiffsr.load import load_model
     from samdiffsr.schedulers import use_scheduler

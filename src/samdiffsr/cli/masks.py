@@ -77,7 +77,10 @@ def masks(
     sigma: Sigma = None,
     min_size: MinSize = None,
 ) -> None:
-    """Write the region masks of every photograph as <stem>.json; what is done already is kept."""
+    """Find the regions of every photograph.
+
+    Writes <stem>.json in the form of segment-anything; what is done already is kept.
+    """
     given = {name: value for name, value in locals().items() if value is not None}  # only the options yet
     from samdiffsr.images import MAX_PIXELS
     from samdiffsr.masks.folder import make_masks, mask_folder

@@ -49,7 +49,10 @@ def prepare(
     workers: Workers = 1,
     cluster: Cluster = None,
 ) -> None:
-    """Write shards of HR, LR and structure map of every photograph; what is done already is kept."""
+    """Make training data of photographs and their regions.
+
+    Writes shards of HR, LR and structure map; what is done already is kept.
+    """
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 

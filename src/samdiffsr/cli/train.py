@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 Config = Annotated[
     str,
-    typer.Argument(help="A YAML file, the name of a preset such as 'tiny' or 'light-cpu', or weights of a former run."),
+    typer.Argument(help="tiny, light-cpu, light, paper, a YAML file, or weights of a former run."),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. diffusion.optim.updates=100.")
@@ -29,8 +29,9 @@ def register(app: typer.Typer) -> None:
 def train(
     config: Config, set: Set = None, stage: Stage = "all", resume: Resume = False, dry_run: DryRun = False
 ) -> None:
-    """Train on a prepared folder; the finished model is OUTPUT/model.
+    """Train on a prepared folder.
 
+    --set photos=FOLDER is what `samdiffsr prepare` wrote; the finished model is in FOLDER/model of --set output=FOLDER.
     Several processes: torchrun --nproc-per-node=8 -m samdiffsr train ... (docs/training.md).
     """
     from samdiffsr.training.config import load_config

@@ -1,4 +1,4 @@
-"""`samdiffsr upscale -i photos -o large`: make images larger."""
+"""`samdiffsr upscale photos -o large`: make images larger."""
 
 import time
 from functools import partial
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000  # samdiffsr.images.MAX_PIXELS, which takes numpy to import; a test compares them
 
+Places = Annotated[
+    list[str] | None, typer.Argument(metavar="[PATH]...", help="Inputs, the same as -i.", show_default=False)
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
@@ -86,7 +89,11 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs th
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave out images whose output exists.")]
 MaxPixels = Annotated[
     int,
-    typer.Option(min=1, metavar="N", help="Refuse inputs with more pixels than this, and results with 16 times more."),
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Refuse inputs with more pixels than this, and whatever makes 16 times more on the way.",
+    ),
 ]
 
 
@@ -96,6 +103,7 @@ def register(app: typer.Typer) -> None:
 
 
 def upscale(
+    places: Places = None,
     *,
     input: Inputs = None,
     input_list: InputList = None,
@@ -140,7 +148,7 @@ def upscale(
         max_pixels=max_pixels,
     )
     suffix = settings.goal.suffix if suffix is None else suffix
-    inputs, listed = input or [], read_list(input_list) if input_list else []
+    inputs, listed = [*(places or []), *(input or [])], read_list(input_list) if input_list else []
     if cluster is None:
         _refuse_uris(output, *inputs, *listed)
     jobs, report = plan(inputs, output, suffix, listed=listed, recursive=recursive, format=format), Report()

@@ -16,19 +16,18 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 
-from samdiffsr.errors import CheckpointError, ConfigError, ImageError, choose
+from samdiffsr.errors import ConfigError, ImageError, choose
 from samdiffsr.evaluation.fid import FEATURES, InceptionFeatures, frechet_distance
 from samdiffsr.evaluation.fid import WEIGHTS as INCEPTION
 from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
 from samdiffsr.evaluation.methods import Method
-from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from samdiffsr.evaluation.metrics import SQUEEZE, SqueezeDistance, lr_psnr, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from samdiffsr.evaluation.pairs import Images, Pair, read_pair
 from samdiffsr.evaluation.weights import PUBLISHED, sha256
 from samdiffsr.resize import SCALE
 
 FID_LEAST = 100
 """Fewer images than this and FID is refused: it would measure the sampling of 2048 means, not the method."""
-SQUEEZE = "squeeze_distance.safetensors"
 ORIGINALS = ("HR", "LR")
 """What pictures show besides the methods; LR with its pixels repeated."""
 Distance = Callable[[np.ndarray, np.ndarray], float]
@@ -80,7 +79,7 @@ class Result:
 
 
 def perceptual(names: Sequence[str], folder: Path, *, images: int) -> Perceptual:
-    """Load the judges of these metric names; weights lie in `folder` or are downloaded into it.
+    """Load the judges of these metric names; weights lie in `folder` or are downloaded into it (squeeze: in the package).
 
     Args:
         images: how many they will judge.
@@ -98,13 +97,8 @@ def perceptual(names: Sequence[str], folder: Path, *, images: int) -> Perceptual
         digests.update({name: PUBLISHED[name].sha256 for name in (TRUNKS[trunk].weights, TRUNKS[trunk].heads)})
 
     def squeeze() -> None:
-        if not (folder / SQUEEZE).is_file():
-            raise CheckpointError(
-                f"The squeeze distance needs '{folder / SQUEEZE}', which is not published anywhere to be downloaded; "
-                "give the folder that holds it as --weights-dir."
-            )
-        distances["squeeze"] = SqueezeDistance(folder / SQUEEZE)
-        digests[SQUEEZE] = sha256(folder / SQUEEZE)
+        distances["squeeze"] = SqueezeDistance()
+        digests[SQUEEZE.name] = sha256(SQUEEZE)
 
     def fid() -> None:
         nonlocal inception

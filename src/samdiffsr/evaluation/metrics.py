@@ -13,6 +13,8 @@ from torch import Tensor
 from samdiffsr.errors import CheckpointError, ImageError
 from samdiffsr.resize import SCALE, imresize
 
+SQUEEZE = Path(__file__).parents[1] / "weights" / "squeeze" / "squeeze_distance.safetensors"
+
 BORDER = 4  # HR pixels left out on each side by PSNR and SSIM: the convention for x4
 WINDOW = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
 WINDOW /= WINDOW.sum()  # the 11x11 Gaussian of SSIM is the outer product of this with itself
@@ -174,7 +176,7 @@ class SqueezeDistance:
     another set of weights. Lower is better; Set5 x4 bicubic has 0.165.
 
     Args:
-        file: safetensors with `conv1`, `fireN/...` weights and biases, and `head0` .. `head6`.
+        file: safetensors with `conv1`, `fireN/...` weights and biases, and `head0` .. `head6`; default: those in the package.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -183,9 +185,9 @@ class SqueezeDistance:
     MEAN_BGR = (104.0, 117.0, 123.0)
     STAGES = ((), ("fire2", "fire3"), ("fire4", "fire5"), ("fire6",), ("fire7",), ("fire8",), ("fire9",))
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path = SQUEEZE) -> None:
         try:
-            self.weights = load_file(file)
+            self.weights = {name: tensor.float() for name, tensor in load_file(file).items()}
         except (OSError, ValueError) as error:
             raise CheckpointError(f"weights of the perceptual distance {file} cannot be read: {error}.") from None
 

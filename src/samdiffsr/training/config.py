@@ -31,8 +31,11 @@ class DataConfig(_Frozen):
 
 
 class OptimConfig(_Frozen):
-    """AdamW with linear warm-up, then a schedule; weights are averaged (EMA)."""
+    """An optimiser with linear warm-up, then a schedule; weights are averaged (EMA)."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for convolutions between the first and the last, AdamW for the rest"
+    )
     updates: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="after the warm-up; cosine ends at 0")
@@ -64,7 +67,7 @@ class LossConfig(_Frozen):
 
     pixel: Literal["l1", "l2"] = "l1"
     features_weight: float = Field(0.0, ge=0)
-    features_file: Path | None = Field(None, description="safetensors of a VGG16's first three stages")
+    features_file: Path | None = Field(None, description="weights of a VGG16, see docs/training.md")
     adversarial_weight: float = Field(0.0, ge=0)
     adversarial: Literal["softplus", "hinge", "relativistic"] = Field(
         "softplus", description="form of the adversarial loss"
@@ -89,6 +92,10 @@ class StageConfig(_Frozen):
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     optim: OptimConfig
     loss: LossConfig = LossConfig()  # pyright: ignore[reportCallIssue]
+    start: Path | None = Field(
+        None,
+        description="folder of an encoder, or of a pipeline for its denoiser, to train further; default: a new one",
+    )
     save_every: int = Field(500, ge=1, description="updates between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     log_every: int = Field(
@@ -119,9 +126,6 @@ class DiffusionConfig(StageConfig):
     encoder_rate: float = Field(
         0.0, ge=0, description="learning rate of the encoder as a factor of the denoiser's; 0: the encoder is frozen"
     )
-    start: Path | None = Field(
-        None, description="pipeline folder whose denoiser is trained further; default: a new one"
-    )
 
     @model_validator(mode="after")
     def _check(self) -> "DiffusionConfig":
@@ -146,15 +150,15 @@ class ValidationConfig(_Frozen):
     images: int = Field(20, ge=1, description="at most so many, the first by name")
     side: int = Field(512, ge=32, description="the central square of so many HR pixels is used, or what there is of it")
     panel: int = Field(4, ge=0, description="images drawn as LR | ours | HR")
-    distance: Path | None = Field(None, description="weights of the squeeze distance")
+    distance: bool = Field(False, description="the squeeze distance too")
     best: Literal["psnr_y", "ssim_y", "distance"] = Field(
         "psnr_y", description="the score that says which model is best"
     )
 
     @model_validator(mode="after")
     def _check(self) -> "ValidationConfig":
-        if self.best == "distance" and self.distance is None:
-            raise ValueError("validation.best 'distance' needs its weights: set validation.distance")
+        if self.best == "distance" and not self.distance:
+            raise ValueError("validation.best 'distance' needs validation.distance=true")
         return self
 
 

@@ -13,7 +13,7 @@ from samdiffsr.training.job import make_opponent
 from samdiffsr.training.objective import Objective
 from samdiffsr.training.step import DTYPES
 
-COPIES = 5  # of each learning parameter in float32: itself, its gradient, two moments of AdamW, its average
+COPIES = 5  # of each learning parameter in float32: itself, its gradient, two moments (of Muon one), its average
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A perceptual training loss: distance of unit-normalised features of a VGG16's first three stages."""
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -11,14 +12,18 @@ from samdiffsr.errors import CheckpointError
 
 STAGES = (("conv1_1", "conv1_2"), ("conv2_1", "conv2_2"), ("conv3_1", "conv3_2", "conv3_3"))
 POOLED = 4  # pixels that the two poolings merge along each axis
-MEAN_BGR = (104.00699, 116.66877, 122.67892)  # of the Caffe weights, whose input is BGR in 0..255
+TORCHVISION = (0, 2, 5, 7, 10, 12, 14)  # the same layers as torchvision numbers them
+# What a file's weights were trained on: the order of the channels, and mean and deviation of pixels in 0..255.
+CAFFE = ((2, 1, 0), (104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0))
+IMAGENET = ((0, 1, 2), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 class FeatureLoss(nn.Module):
     """Squared distance of features after conv1_2, conv2_2 and conv3_3, normalised over channels, averaged over places.
 
     Args:
-        file: safetensors with `convS_I.weight` and `convS_I.bias`.
+        file: safetensors with `convS_I.weight` and `convS_I.bias` of Caffe's VGG16 or one fine-tuned from it (BGR
+            in 0..255), or torchvision's `vgg16-397923af.pth` (RGB, normalised by ImageNet's mean and deviation).
 
     Raises:
         CheckpointError: the file is missing or lacks a layer.
@@ -26,21 +31,20 @@ class FeatureLoss(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        try:
-            tensors = load_file(file)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"feature weights {file} cannot be read: {error}.") from None
+        tensors, (order, mean, deviation) = _read(file)
         for name in (name for stage in STAGES for name in stage):
             for part in ("weight", "bias"):
                 if f"{name}.{part}" not in tensors:
                     raise CheckpointError(f"feature weights {file} have no tensor {name}.{part}.")
                 self.register_buffer(f"{name}_{part}", tensors[f"{name}.{part}"].float())
-        self.register_buffer("mean", torch.tensor(MEAN_BGR).reshape(1, 3, 1, 1))
+        self.order = list(order)
+        for name, values in (("mean", mean), ("deviation", deviation)):
+            self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1))
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """Unit-normalised features of each stage, of (N, 3, H, W) in [-1, 1]."""
-        x = (image.flip(1) + 1) * 127.5 - self.get_buffer("mean")
-        x = x.to(memory_format=torch.channels_last)
+        x = (image[:, self.order] + 1) * 127.5 - self.get_buffer("mean")
+        x = (x / self.get_buffer("deviation")).to(memory_format=torch.channels_last)
         out = []
         for number, stage in enumerate(STAGES):
             x = F.max_pool2d(x, 2) if number else x
@@ -64,3 +68,22 @@ class FeatureLoss(nn.Module):
             wanted = self.maps(hr)
         terms = [((a - b).float() ** 2).sum(1).mean() for a, b in zip(self.maps(estimate), wanted, strict=True)]
         return torch.stack(terms).sum()
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], tuple]:
+    """Tensors under Caffe's names, and what they expect."""
+    try:
+        if Path(file).suffix != ".pth":
+            return load_file(file), CAFFE
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        names = [name for stage in STAGES for name in stage]
+        return {
+            f"{name}.{part}": state[f"features.{number}.{part}"]
+            for name, number in zip(names, TORCHVISION, strict=True)
+            for part in ("weight", "bias")
+        }, IMAGENET
+    except KeyError as error:
+        raise CheckpointError(f"feature weights {file} have no tensor {error}.") from None
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"feature weights {file} cannot be read: {reason}") from None

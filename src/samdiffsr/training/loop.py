@@ -51,7 +51,7 @@ def run(
         terms = step(model, rival, parts, state, config, accelerator)
         state.update += 1
         times = {"seconds": waited + time.perf_counter() - started, "wait": waited}
-        pending.append((state.update, terms, {"lr": state.adam.param_groups[0]["lr"]} | times))
+        pending.append((state.update, terms, {"lr": state.optimizer.param_groups[0]["lr"]} | times))
         halting = halt()
         saving, validating = (
             state.update % every == 0 or state.update == total for every in (config.save_every, validate_every)

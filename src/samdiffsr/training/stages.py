@@ -80,8 +80,13 @@ def diffusion_job(config: TrainConfig) -> Job:
 
 
 def encoder_objective(config: TrainConfig) -> EncoderStage:
-    """Stage 1 with a new encoder."""
-    return EncoderStage(build(ENCODERS[config.family], config.encoder, config.seed), config.encoder)
+    """Stage 1 with the encoder that `encoder.start` names, or a new one."""
+    stage, kind = config.encoder, ENCODERS[config.family]
+    if stage.start is None:
+        return EncoderStage(build(kind, stage, config.seed), stage)
+    if not (stage.start / "config.json").is_file():
+        raise CheckpointError(f"encoder.start is {stage.start}, but there is no encoder in that folder.")
+    return EncoderStage(kind.from_pretrained(stage.start, dtype=torch.float32), stage)
 
 
 def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionStage:

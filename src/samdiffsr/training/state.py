@@ -13,6 +13,8 @@ from samdiffsr.training.adversarial import Opponent
 from samdiffsr.training.config import LossConfig, OptimConfig, StageConfig
 from samdiffsr.training.objective import Objective
 
+BETA1 = 0.9
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # what optimisers keep beside a parameter
 SMOOTH = 0.99  # decay of the averaged loss that is watched for divergence
 OPPONENT_BETA1 = 0.5  # usual for discriminators: the estimates they judge change under way
 
@@ -44,13 +46,8 @@ class TrainState:
         for module in (objective, *([opponent] if opponent else [])):
             module.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.parameters = [p for network in self.trained.values() for p in network.parameters()]
-        rate, decay, beta2 = config.optim.learning_rate, config.optim.weight_decay, config.optim.beta2
-        groups = [
-            {"params": list(network.parameters()), "base": rate * objective.rates[name]}
-            for name, network in self.trained.items()
-        ]
-        self.adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, beta2), weight_decay=decay)
-        self.opponent_adam = None if opponent is None else _opponent_adam(opponent, config.loss, beta2)
+        self.optimizer = OPTIMIZERS[config.optim.optimizer](self.trained, objective.rates, config.optim)
+        self.opponent_adam = None if opponent is None else _opponent_adam(opponent, config.loss, config.optim.beta2)
         self.ema = EMAModel(
             self.parameters,
             decay=config.optim.ema_decay,
@@ -65,8 +62,8 @@ class TrainState:
         self.best: float | None = None
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """AdamW of the trained networks and, if there is one, of the discriminator."""
-        return [self.adam, *([self.opponent_adam] if self.opponent_adam else [])]
+        """That of the trained networks and, if there is one, of the discriminator."""
+        return [self.optimizer, *([self.opponent_adam] if self.opponent_adam else [])]
 
     def set_rates(self) -> None:
         """Learning rates of the update to come."""
@@ -100,7 +97,7 @@ class TrainState:
                 network.train(modes[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name: weights, their averages, AdamW's moments. They share memory with the state."""
+        """All tensors by name: weights, their averages, the optimisers' moments. They share memory with the state."""
         found: dict[str, Tensor] = {}
         for name, module in self._modules().items():
             found |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
@@ -119,6 +116,7 @@ class TrainState:
             "lowest": self.lowest,
             "best": self.best,
             "ema_steps": self.ema.optimization_step,
+            "optimizer_steps": [group.get("step") for group in self.optimizer.param_groups],
             "scaler": self.scaler.state_dict(),
         }
 
@@ -132,7 +130,7 @@ class TrainState:
             # Made with the strides of the parameter: sums of other strides may differ in their last bit.
             optimizer.state[parameter] = {
                 part: torch.empty_like(parameter) if part != "step" else torch.empty(())
-                for part in ("step", "exp_avg", "exp_avg_sq")
+                for part in MOMENTS
                 if f"adam.{key}.{part}" in tensors
             }
         mine = self.tensors()
@@ -145,6 +143,9 @@ class TrainState:
         self.update, self.best = numbers["update"], numbers["best"]
         self.average, self.lowest = numbers["average"], numbers["lowest"]
         self.ema.optimization_step = numbers["ema_steps"]
+        for group, count in zip(self.optimizer.param_groups, numbers.get("optimizer_steps", []), strict=False):
+            if count is not None:  # Muon counts in its groups, AdamW beside each parameter
+                group["step"] = count
         self.scaler.load_state_dict(numbers["scaler"])
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -153,10 +154,37 @@ class TrainState:
     def _slots(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
         """Each learning parameter with its name and its optimiser."""
         for name, module in self._modules().items():
-            optimizer = self.opponent_adam if name == "discriminator" else self.adam
+            optimizer = self.opponent_adam if name == "discriminator" else self.optimizer
             assert optimizer is not None
             for key, parameter in module.named_parameters():
                 yield f"{name}.{key}", parameter, optimizer
+
+
+def _adamw(networks: dict[str, nn.Module], rates: dict[str, float], optim: OptimConfig) -> torch.optim.Optimizer:
+    rate = optim.learning_rate
+    groups = [{"params": list(network.parameters()), "base": rate * rates[name]} for name, network in networks.items()]
+    return torch.optim.AdamW(groups, lr=rate, betas=(BETA1, optim.beta2), weight_decay=optim.weight_decay)
+
+
+def _muon(networks: dict[str, nn.Module], rates: dict[str, float], optim: OptimConfig) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) for the convolutions between the first and the last of each network, whose rows are the
+    output channels; AdamW for the rest. The length of a step is scaled to AdamW's (arXiv 2502.16982, section 2.2)."""
+    from pytorch_optimizer import Muon  # takes a second to import: only who uses it waits
+
+    groups = []
+    for name, network in networks.items():
+        hidden = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)][1:-1]
+        chosen = {id(weight) for weight in hidden}
+        rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+        common = {"base": optim.learning_rate * rates[name], "weight_decay": optim.weight_decay}
+        groups += [
+            common | {"params": hidden, "use_muon": True, "use_adjusted_lr": True},
+            common | {"params": rest, "use_muon": False, "betas": (BETA1, optim.beta2), "eps": 1e-8},
+        ]
+    return Muon([group for group in groups if group["params"]], lr=optim.learning_rate)
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
 def _opponent_adam(opponent: Opponent, loss: LossConfig, beta2: float) -> torch.optim.Optimizer:

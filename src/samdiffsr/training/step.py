@@ -46,7 +46,7 @@ def step(
         found.append({name: term.detach() for name, term in terms.items()})
         if rival is not None:
             judged.append((batch.hr, estimate.detach(), base))
-    norm = _advance(state.adam, state.parameters, state, optim.clip_norm)
+    norm = _advance(state.optimizer, state.parameters, state, optim.clip_norm)
     state.ema.step(state.parameters)
     means = {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
     if rival is not None:
@@ -81,10 +81,10 @@ def _sum(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
-def _advance(adam: torch.optim.Optimizer, parameters: list, state: TrainState, clip_norm: float | None) -> Tensor:
+def _advance(optimizer: torch.optim.Optimizer, parameters: list, state: TrainState, clip_norm: float | None) -> Tensor:
     """Clip, step, and forget the gradients; their norm before clipping."""
-    state.scaler.unscale_(adam)
+    state.scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
-    state.scaler.step(adam)
-    adam.zero_grad(set_to_none=True)
+    state.scaler.step(optimizer)
+    optimizer.zero_grad(set_to_none=True)
     return norm.detach()

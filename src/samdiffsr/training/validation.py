@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from samdiffsr.errors import ConfigError
 from samdiffsr.evaluation.metrics import SqueezeDistance, psnr_y, ssim_y
-from samdiffsr.images import READABLE, read_image
+from samdiffsr.images import is_picture_name, read_image
 from samdiffsr.resize import SCALE, imresize
 from samdiffsr.training.config import ValidationConfig
 
@@ -34,14 +34,14 @@ class Validation:
 
     def __init__(self, config: ValidationConfig, photos: Path) -> None:
         self.config = config
-        files = sorted(file for file in photos.glob("*") if file.suffix.lower() in READABLE)[: config.images]
+        files = sorted(file for file in photos.glob("*") if is_picture_name(file.name))[: config.images]
         if not files:
             raise ConfigError(f"folder {photos} of validation.photos has no image.")
         self.hr = [centre(read_image(file).rgb, config.side) for file in files]
         for file, hr in zip(files, self.hr, strict=True):
             if min(hr.shape[:2]) < 32:
                 raise ConfigError(f"image {file} of validation.photos is too small: it needs 32x32 pixels.")
-        self.distance = SqueezeDistance(config.distance) if config.distance else None
+        self.distance = SqueezeDistance() if config.distance else None
 
     def __call__(self, upscale: Upscale, accelerator: Accelerator) -> tuple[dict[str, float], np.ndarray | None]:
         """Mean scores and the panel, of `upscale`: uint8 (h, w, 3) -> (4h, 4w, 3). The processes share the images."""
