@@ -7,8 +7,11 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    PNDMScheduler,
     UniPCMultistepScheduler,
 )
 from PIL import Image
@@ -192,6 +195,23 @@ def test_posterior_noise_is_sampled_exactly_or_not_at_all(tiny_pipe):
     pipe.scheduler = make_scheduler(DDPMScheduler, NoiseSchedule.cosine(10), "posterior_noise", clip_sample=True)
     with pytest.raises(SamDiffSRError, match="clip_sample=False"):
         pipe(picture(2, 2))
+
+
+def test_what_cannot_sample_is_told(tiny_pipe):
+    whole, image = tiny_pipe.scheduler, picture(3, 2)
+    try:
+        for kind in (EulerAncestralDiscreteScheduler, PNDMScheduler, FlowMatchEulerDiscreteScheduler):
+            tiny_pipe.scheduler = kind.from_config(whole.config)
+            with pytest.raises(SamDiffSRError, match=kind.__name__):
+                tiny_pipe(image, 4)
+    finally:
+        tiny_pipe.scheduler = whole
+    for generator in (5, (5,)):
+        with pytest.raises(SamDiffSRError, match=r"torch\.Generator"):
+            tiny_pipe(image, generator=generator)
+    expected = tiny_pipe(image, 2, generator=seeded(), output_type="np").images
+    silent = {"callback_on_step_end": lambda *_: None, "generator": (seeded(),)}
+    assert np.array_equal(tiny_pipe(image, np.int64(2), output_type="np", **silent).images, expected)
 
 
 def test_callback_sees_each_step_and_may_replace_the_state(tiny_pipe):

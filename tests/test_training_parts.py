@@ -19,7 +19,13 @@ from samdiffsr.training.config import DataConfig, _Frozen, load_config
 from samdiffsr.training.cost import estimate_cost
 from samdiffsr.training.feed import Feed
 from samdiffsr.training.objective import normal, uniform
-from samdiffsr.training.stages import diffusion_objective, encoder_objective, train_diffusion, train_encoder
+from samdiffsr.training.stages import (
+    diffusion_objective,
+    encoder_objective,
+    new_objective,
+    train_diffusion,
+    train_encoder,
+)
 from samdiffsr.training.validation import centre
 from test_training import photos, quiet, same, tiny, weights  # noqa: F401 - the fixture of a prepared folder
 
@@ -367,6 +373,42 @@ def test_feature_channels_must_fit_the_encoder(photos, tmp_path):  # noqa: F811
     config = tiny(photos, tmp_path / "run", "diffusion.network.feature_channels=8")
     with pytest.raises(SamDiffSRError, match="feature_channels is 8, but the encoder has 16"):
         train_diffusion(config, resume=False, progress=quiet)
+
+
+def test_what_stage_2_refuses_is_refused_before_stage_1(photos, tmp_path, capsys):  # noqa: F811
+    options = [f"photos={photos}", f"output={tmp_path / 'run'}", "diffusion.network.feature_channels=8"]
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "tiny", *(word for option in options for word in ("--set", option))])
+    assert caught.value.code == 2 and "but the encoder has 16" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_is_of_the_encoder_that_will_be_used(photos, tmp_path):  # noqa: F811
+    wide = ("encoder.network.width=24", "diffusion.network.feature_channels=24")
+    started = train_encoder(tiny(photos, tmp_path / "wide", *wide), resume=False, progress=quiet)
+    config = tiny(photos, tmp_path / "run", f"encoder.start={started}", wide[1])
+    found = new_objective(config, "diffusion").encoder
+    assert found.feature_channels == 24
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(photos, tmp_path):  # noqa: F811
+    train_encoder(tiny(photos, tmp_path / "run"), resume=False, progress=quiet)
+    other = tiny(photos, tmp_path / "run", "encoder.optim.optimizer=muon", "encoder.optim.updates=6")
+    with pytest.raises(SamDiffSRError, match="'muon', but the checkpoint is of 'adamw'"):
+        train_encoder(other, resume=True, progress=quiet)
+
+
+@pytest.mark.parametrize("sizes", ["width=0", "width=-3", "blocks=-1", "width=wide"])
+def test_impossible_networks_are_refused(photos, tmp_path, sizes):  # noqa: F811
+    for stage in ("encoder", "diffusion"):
+        with pytest.raises(SamDiffSRError, match=sizes.partition("=")[2]):
+            new_objective(tiny(photos, tmp_path / "run", f"{stage}.network.{sizes}"), stage)
+
+
+def test_an_output_that_cannot_be_made_is_told(photos, tmp_path):  # noqa: F811
+    (tmp_path / "file").touch()
+    with pytest.raises(SamDiffSRError, match="cannot be made"):
+        train_encoder(tiny(photos, tmp_path / "file"), resume=False, progress=quiet)
 
 
 def test_every_field_of_the_configuration_is_read(photos, tmp_path, validation_folder, monkeypatch):  # noqa: F811

@@ -1,9 +1,12 @@
 """SamDiffSRPipeline: a small image in, one four times larger out. No SAM and no masks are needed here."""
 
 import inspect
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ from samdiffsr.diffusion.process import SHIFTS, TARGETS
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import CheckpointError, ConfigError, choose
 from samdiffsr.execution import Execution, Recipe
+from samdiffsr.models.loading import LOADING_ERRORS, check_weights, first_line
 from samdiffsr.pixels import OUTPUTS, as_list, as_pixels, finish
 from samdiffsr.sampling import Blocks
 from samdiffsr.tiling import Canvas
@@ -30,8 +34,8 @@ PREDICTION_TYPE = {
     "sample": "sample",
     "velocity": "v_prediction",
 }
-Callback = Callable[[Any, int, int, dict], dict]
-Generators = torch.Generator | list[torch.Generator] | None
+Callback = Callable[[Any, int, int, dict], dict | None]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass
@@ -101,6 +105,13 @@ class SamDiffSRPipeline(DiffusionPipeline):
         choose(shift, SHIFTS, "shift")
         choose(str(lr_divisor), {"255": None, "256": None}, "lr_divisor")
         _check_detail(detail)
+        if not _is_number(residual_scale) or not 0 < residual_scale < math.inf:
+            raise ConfigError(f"residual_scale is {residual_scale!r}, but must be a number above 0.")
+        if not _is_whole(steps) or steps < 1:
+            raise ConfigError(f"steps is {steps!r}, but must be a whole number from 1.")
+        for network, needed in ((encoder, "encode"), (denoiser, "condition")):
+            if not hasattr(network, needed) or not hasattr(network, "halo_lr"):
+                raise ConfigError(f"{type(network).__name__} is no network for this pipeline: it has no {needed!r}.")
         for network in (encoder, denoiser):
             network.eval().to(memory_format=torch.channels_last)  # 1.7x faster on CPU
         self.register_modules(encoder=encoder, denoiser=denoiser, scheduler=scheduler)
@@ -133,10 +144,13 @@ class SamDiffSRPipeline(DiffusionPipeline):
             kwargs.setdefault("dtype", torch.float32)
         kwargs.setdefault("low_cpu_mem_usage", False)  # True needs accelerate, and gains nothing at this size
         try:
-            return super().from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **kwargs)
-        except (OSError, ValueError, RuntimeError, AttributeError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"model folder {name!r} cannot be loaded: {reason}") from error
+            pipe = super().from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **kwargs)
+        except (ConfigError, *LOADING_ERRORS) as error:
+            raise CheckpointError(f"model folder {name!r} cannot be loaded: {first_line(error)}") from error
+        for part in ("encoder", "denoiser"):
+            if part not in kwargs:
+                check_weights(getattr(pipe, part), folder / part)
+        return pipe
 
     @torch.inference_mode()
     def __call__(
@@ -161,8 +175,8 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 on the others) or a list with one for each image.
             output_type: "pil", "np", "pt", "uint8" or "uint16"; see `SamDiffSROutput`.
             return_dict: False returns the tuple (images,) instead of a `SamDiffSROutput`.
-            callback_on_step_end: called as (pipeline, step, timestep, {"latents": x_t}); returns a dict whose "latents", if
-                there, replace x_t. For an image so large that x_t is kept in a file it is told None.
+            callback_on_step_end: called as (pipeline, step, timestep, {"latents": x_t}); returns None, or a dict whose
+                "latents", if there, replace x_t. For an image so large that x_t is kept in a file it is told None.
             tile: side of a tile in pixels of the input, 0 for the whole image at once, None to choose by the free memory. The
                 result does not depend on it (docs/tiling.md).
             detail: how much of the sampled residual is added to the base, 0 to 2; None takes the model's default. 1 is the
@@ -195,7 +209,10 @@ class SamDiffSRPipeline(DiffusionPipeline):
     def _check(self, steps: int) -> None:
         """Refuse a scheduler that would misread the prediction."""
         config, total = self.scheduler.config, self.scheduler.config.num_train_timesteps
-        if not (isinstance(steps, int) and 1 <= steps <= total):
+        betas = config.get("trained_betas")
+        if betas is not None and len(betas) != total:
+            raise ConfigError(f"the scheduler has {len(betas)} betas, but num_train_timesteps is {total}.")
+        if not (_is_whole(steps) and 1 <= steps <= total):
             raise ConfigError(f"num_inference_steps is {steps!r}, but must be a whole number from 1 to {total}.")
         target = self.config["target"]
         wanted, found = PREDICTION_TYPE[target], config.get("prediction_type")
@@ -223,12 +240,14 @@ class SamDiffSRPipeline(DiffusionPipeline):
         except ValueError as error:
             raise ConfigError(f"{type(self.scheduler).__name__} refuses {steps} steps: {error}") from None
         run.encode()
-        blocks = Blocks(self.scheduler, generator, canvas=run.canvas, state=run.state)
-        blocks.start(self.denoiser.dtype, self.device)
+        with _explained(self.scheduler):
+            blocks = Blocks(self.scheduler, generator, canvas=run.canvas, state=run.state)
+            blocks.start(self.denoiser.dtype, self.device)
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, timestep in enumerate(self.scheduler.timesteps):
                 run.predict(timestep, lambda x_t, timestep=timestep: blocks.scale_input(x_t, timestep))
-                blocks.step(run.prediction, timestep)
+                with _explained(self.scheduler):
+                    blocks.step(run.prediction, timestep)
                 if callback is not None:
                     self._call_back(callback, run.state, number, timestep)
                 bar.update()
@@ -236,15 +255,33 @@ class SamDiffSRPipeline(DiffusionPipeline):
     def _call_back(self, callback: Callback, state: Canvas, number: int, timestep: Tensor) -> None:
         """Show the callback a copy of x_t, for the state changes in place, and take over what it returns."""
         x_t = None if state.in_file else state.read(state.window).clone()
-        replaced = callback(self, number, int(timestep), {"latents": x_t}).get("latents", x_t)
+        replaced = (callback(self, number, int(timestep), {"latents": x_t}) or {}).get("latents", x_t)
         if replaced is not None:
             state.write(state.window, replaced.clone())
 
 
 def _check_detail(detail: float) -> float:
-    if not 0 <= detail <= 2:
+    if not _is_number(detail) or not 0 <= detail <= 2:
         raise ConfigError(f"detail is {detail!r}, but must be from 0 (the base alone) to 2.")
     return detail
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+@contextmanager
+def _explained(scheduler: Any) -> Iterator[None]:
+    """Schedulers that cannot sample a model say so each in its own way."""
+    try:
+        yield
+    except (NotImplementedError, ValueError, AttributeError, TypeError, IndexError) as error:
+        kind = type(scheduler).__name__
+        raise ConfigError(f"{kind} cannot sample this model: {first_line(error)}") from error
 
 
 def _warn(note: str) -> None:
@@ -253,13 +290,19 @@ def _warn(note: str) -> None:
 
 def _generators(generator: Generators, count: int) -> list[torch.Generator]:
     """One generator for each of `count` images; a single one is copied, so that each image starts from the same state."""
-    if isinstance(generator, list):
+    if isinstance(generator, (list, tuple)):
+        if not all(isinstance(one, torch.Generator) for one in generator):
+            raise ConfigError(
+                f"generator holds {[type(one).__name__ for one in generator]}, but wants torch.Generator."
+            )
         if len(generator) != count:
             raise ConfigError(f"generator is a list of {len(generator)}, but there are {count} images.")
-        return generator
+        return list(generator)
     if generator is None:
         seeds = torch.randint(2**62, (count,)).tolist()
         return [torch.Generator().manual_seed(seed) for seed in seeds]
+    if not isinstance(generator, torch.Generator):
+        raise ConfigError(f"generator is {generator!r}, but must be a torch.Generator, a list of them, or None.")
     copies = [torch.Generator(generator.device) for _ in range(count - 1)]
     for copy in copies:
         copy.set_state(generator.get_state())

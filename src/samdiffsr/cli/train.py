@@ -49,8 +49,10 @@ def _train(settings: "TrainConfig", stages: list[str], resume: bool) -> None:
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from samdiffsr.training.job import is_first, stop
-    from samdiffsr.training.stages import train_diffusion, train_encoder
+    from samdiffsr.training.stages import new_objective, train_diffusion, train_encoder
 
+    if len(stages) > 1:
+        new_objective(settings, "diffusion")  # what stage 2 refuses shall be refused before stage 1 has been trained
     todo = {"encoder": train_encoder, "diffusion": train_diffusion}
     first = is_first(settings)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -188,7 +189,7 @@ class SqueezeDistance:
     def __init__(self, file: Path = SQUEEZE) -> None:
         try:
             self.weights = {name: tensor.float() for name, tensor in load_file(file).items()}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"weights of the perceptual distance {file} cannot be read: {error}.") from None
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from samdiffsr.errors import ConfigError
 from samdiffsr.resize import SCALE, imresize_tensor
 
 
@@ -26,6 +27,12 @@ def conv(in_channels: int, out_channels: int, *, gain: float = 1.0) -> nn.Conv2d
         layer.weight.mul_(gain)
         nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
     return layer
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{name} is {size!r}, but must be a whole number from 1.")
 
 
 class LightBlock(nn.Module):
@@ -68,6 +75,7 @@ class LightEncoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, width: int = 128, blocks: int = 8) -> None:
         super().__init__()
+        _check(width=width, blocks=blocks)
         self.conv_in = conv(3, width)
         self.trunk = nn.ModuleList(LightBlock(width) for _ in range(blocks))
         self.conv_out = conv(width, width, gain=0.1)
@@ -135,6 +143,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, width: int = 128, blocks: int = 8, feature_channels: int = 128) -> None:
         super().__init__()
+        _check(width=width, blocks=blocks, feature_channels=feature_channels)
         self.time = TimeEmbedding(width)
         self.conv_in = conv(3 * SCALE**2, width)
         self.conv_features = conv(feature_channels, width)

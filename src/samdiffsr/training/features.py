@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -84,6 +85,6 @@ def _read(file: Path) -> tuple[dict[str, Tensor], tuple]:
         }, IMAGENET
     except KeyError as error:
         raise CheckpointError(f"feature weights {file} have no tensor {error}.") from None
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"feature weights {file} cannot be read: {reason}") from None

@@ -68,7 +68,10 @@ def train(
     validation = config.validation.photos and Validation(config.validation, config.validation.photos)
     active = accelerator.is_main_process
     if active:
-        job.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"output folder {job.folder} cannot be made: {error.strerror}.") from None
         (job.folder / "config.json").write_text(config.model_dump_json(indent=2))
     log = Log(job.folder, update=state.update, tensorboard=config.tensorboard, active=active, progress=progress)
 

@@ -10,6 +10,7 @@ from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.models.encoder import RRDBEncoder
 from samdiffsr.models.light import LightDenoiser, LightEncoder
+from samdiffsr.models.loading import load_network
 from samdiffsr.models.unet import ConditionalUNet
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.schedulers import named_scheduler
@@ -66,10 +67,10 @@ def diffusion_job(config: TrainConfig) -> Job:
         CheckpointError: there is no trained encoder.
     """
     stage = config.diffusion
-    source = stage.encoder or config.output / "encoder" / "weights"
+    source = _encoder_folder(config)
     if not (source / "config.json").is_file():
         raise CheckpointError(f"encoder folder {source} is missing: run stage 'encoder', or set diffusion.encoder.")
-    objective = diffusion_objective(config, ENCODERS[config.family].from_pretrained(source, dtype=torch.float32))
+    objective = diffusion_objective(config, load_network(ENCODERS[config.family], source))
     pipe = _pipeline(objective, stage)
 
     def upscale(lr: np.ndarray) -> np.ndarray:
@@ -86,7 +87,7 @@ def encoder_objective(config: TrainConfig) -> EncoderStage:
         return EncoderStage(build(kind, stage, config.seed), stage)
     if not (stage.start / "config.json").is_file():
         raise CheckpointError(f"encoder.start is {stage.start}, but there is no encoder in that folder.")
-    return EncoderStage(kind.from_pretrained(stage.start, dtype=torch.float32), stage)
+    return EncoderStage(load_network(kind, stage.start), stage)
 
 
 def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionStage:
@@ -95,7 +96,7 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionSta
     if stage.start is None:
         network = build(kind, stage, config.seed)
     elif (stage.start / "denoiser" / "config.json").is_file():
-        network = kind.from_pretrained(stage.start / "denoiser", dtype=torch.float32)
+        network = load_network(kind, stage.start / "denoiser")
     else:
         raise CheckpointError(f"diffusion.start is {stage.start}, but there is no denoiser in that folder.")
     channels = network.config["feature_channels"]  # pyright: ignore[reportIndexIssue, reportArgumentType]
@@ -107,10 +108,17 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionSta
 
 
 def new_objective(config: TrainConfig, stage: str) -> Objective:
-    """Stage "encoder" or "diffusion" with new networks throughout: what it costs does not depend on their training."""
+    """Stage "encoder" or "diffusion" as a run would begin it; where stage 1 has yet to be trained, with its new encoder.
+
+    Raises:
+        SamDiffSRError: what the run would refuse, before it begins.
+    """
     if stage == "encoder":
         return encoder_objective(config)
-    return diffusion_objective(config, build(ENCODERS[config.family], config.encoder, 0))
+    source = _encoder_folder(config)
+    trained = (source / "config.json").is_file()
+    network = load_network(ENCODERS[config.family], source) if trained else encoder_objective(config).network
+    return diffusion_objective(config, network)
 
 
 def build(network: type[nn.Module], stage: StageConfig, seed: int) -> nn.Module:
@@ -123,8 +131,13 @@ def build(network: type[nn.Module], stage: StageConfig, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         try:
             return network(**stage.network)
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"network {stage.network} does not suit {network.__name__}: {error}.") from None
+
+
+def _encoder_folder(config: TrainConfig) -> Path:
+    """Of the encoder that stage 2 uses."""
+    return config.diffusion.encoder or config.output / "encoder" / "weights"
 
 
 def _pipeline(objective: DiffusionStage, stage: DiffusionConfig) -> SamDiffSRPipeline:

@@ -112,6 +112,7 @@ class TrainState:
         """The rest, ready for JSON."""
         return {
             "update": self.update,
+            "optimizer": self.optim.optimizer,
             "average": self.average,
             "lowest": self.lowest,
             "best": self.best,
@@ -124,8 +125,11 @@ class TrainState:
         """Take over what `tensors` and `numbers` once returned.
 
         Raises:
-            CheckpointError: a tensor is missing, left over or of another shape: the networks are not those of the run.
+            CheckpointError: another optimiser's; or a tensor is missing, left over or of another shape: the networks are not
+                those of the run.
         """
+        if (kind := numbers.get("optimizer", self.optim.optimizer)) != self.optim.optimizer:
+            raise CheckpointError(f"optim.optimizer is {self.optim.optimizer!r}, but the checkpoint is of {kind!r}.")
         for key, parameter, optimizer in self._slots():
             # Made with the strides of the parameter: sums of other strides may differ in their last bit.
             optimizer.state[parameter] = {

@@ -1,0 +1,65 @@
+"""Networks from folders: all of their weights, nothing but their weights, and finite ones."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from samdiffsr.errors import CheckpointError
+
+# What a damaged or foreign folder makes diffusers and torch raise. Theirs are long; the first line says what it is.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    ImportError,
+    TypeError,
+    ArithmeticError,
+    SafetensorError,
+)
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message, or its kind if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def load_network(kind: type[nn.Module], folder: Path) -> Any:
+    """A network of class `kind` from the folder that its `save_pretrained` wrote, in float32.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another network, or not finite.
+    """
+    try:
+        network = kind.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+            str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except LOADING_ERRORS as error:
+        raise CheckpointError(f"network folder {folder} cannot be loaded: {first_line(error)}") from error
+    check_weights(network, folder)
+    return network
+
+
+def check_weights(network: nn.Module, folder: Path) -> None:
+    """Refuse what diffusers only warns of: tensors that were not in the folder's files and are therefore random.
+
+    Raises:
+        CheckpointError: the files lack a tensor, hold another one, or one that is not finite.
+    """
+    held: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            held |= set(tensors.keys())
+    state = network.state_dict()
+    if wrong := sorted(held ^ state.keys()):
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config.json: tensor {wrong[0]} is "
+            f"{'not wanted' if wrong[0] in held else 'missing'}."
+        )
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"tensor {name} of the weights in {folder} is not finite.")
