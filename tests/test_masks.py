@@ -333,6 +333,20 @@ def test_classical_regions_cover_the_image_once(pixels):
     assert segment(scene()) == found
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [{"scale": np.inf}, {"sigma": np.inf}, {"sigma": np.nan}, {"sigma": 1e30}, {"min_size": -1}, {"min_size": 2**31}],
+)
+def test_classical_options_that_cannot_work(bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(SamDiffSRError, match=f"{name} is {value}, but must be".replace("+", ".")):
+        ClassicalSegmenter(**bad)
+
+
+def test_classical_options_at_their_limits():
+    assert len(ClassicalSegmenter(scale=2**31 - 1, sigma=1000, min_size=2**31 - 1)(scene()[:9, :9])) == 1
+
+
 def test_classical_records_leave_out_what_was_not_estimated():
     (region,) = ClassicalSegmenter()(np.zeros((1, 1, 3), np.uint8))
     assert list(region.record()) == ["segmentation", "area", "bbox", "crop_box"]
