@@ -85,6 +85,7 @@ def test_damaged_counts_are_refused_or_fill_the_image(mask, data):
         ("P", "cut short"),
         ("5", "cover 5 pixels"),
         ("0p", "outside '0' to 'o'"),
+        ("\ud800", "outside '0' to 'o'"),
         ("o" * 40 + "0", "large enough"),
         ("5KT1", "backwards"),
     ],
