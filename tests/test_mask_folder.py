@@ -396,5 +396,5 @@ def test_help_states_the_defaults(command):
     assert code == 0
     for name, value in [*vars(GeneratorOptions()).items(), *vars(ClassicalSegmenter()).items()]:
         if name != "pixels":  # no option
-            told = text.partition(f"--{name.replace('_', '-')} ")[2].partition("[")[2].partition("]")[0]
+            told = text.partition(f"--{name.replace('_', '-')} ")[2].partition("[default: ")[2].partition("]")[0]
             assert float(told) == pytest.approx(value, abs=1e-4), name

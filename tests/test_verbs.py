@@ -1,6 +1,7 @@
 """`prepare`, `train` and `convert` as a user runs them: real small files in, a working model out."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -59,6 +60,14 @@ def test_bad_input_is_one_sentence_and_code_2(arguments, told, capsys, tmp_path,
     assert told in error
     assert "Traceback" not in error
     assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("verb", ["upscale", "masks", "prepare", "evaluate", "export"])
+def test_help_names_what_an_option_takes_and_says_default(verb, capsys):
+    assert samdiffsr(verb, "--help") == 0
+    told = " ".join(capsys.readouterr().out.partition("Options:")[2].split())
+    assert not re.search(r"--[a-z-]+ <", told)
+    assert set(re.findall(r"\[[\w./-]+\]", told)) <= {"[required]"}  # no bare [0.88]
 
 
 @pytest.mark.parametrize(
