@@ -308,7 +308,7 @@ def test_the_pace():
         (("--segmenter", "classical", "--points-per-side", "3"), "--points-per-side"),
         (("--segmenter", "sam", "--scale", "3"), "--scale"),
         (("--segmenter", "classical", "--sam-model", "x"), "--sam-model"),
-        (("--segmenter", "classical", "--sigma", "-1"), "sigma"),
+        (("--segmenter", "classical", "--sigma", "inf"), "sigma"),
         (("--segmenter", "sam", "--points-per-side", "0"), "points_per_side"),
         (("--sam-model", "./no-such-folder"), "no-such-folder"),
         (("-o", "hr/a.png/m", "--segmenter", "classical"), "hr/a.png/m"),
@@ -343,6 +343,17 @@ def test_folders_made_otherwise_are_not_continued(photos, tmp_path):
     (out / "masks.options").write_text("{")
     with pytest.raises(SamDiffSRError, match=r"masks\.options cannot be read"):
         mask_folder(photos, out, RECIPE)
+
+
+def test_a_run_without_a_mask_does_not_lock_the_folder(photos, tmp_path):
+    """But what it has begun is not mixed into the masks of the next one."""
+    other, out = ClassicalSegmenter(min_size=21), tmp_path / "m"
+    out.mkdir()
+    (out / "masks.options").write_text(json.dumps(other.record()))
+    assert mask_folder(photos, out, RECIPE).made == 6
+    (out / "a.json").unlink()
+    with pytest.raises(SamDiffSRError, match=r"min_size 20, not 21"):
+        make_masks(MaskJob(photos / "a.png", out, other))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
@@ -383,9 +394,7 @@ def test_help_states_the_defaults(command):
     code, out, _ = command("--help")
     text = " ".join(out.split())
     assert code == 0
-    for name, value in vars(GeneratorOptions()).items():
-        told = text.partition(f"--{name.replace('_', '-')} ")[2].partition("[")[2].partition("]")[0]
-        assert float(told) == pytest.approx(value, abs=1e-4), name
-    for name in ("scale", "sigma", "min_size"):
-        told = text.partition(f"--{name.replace('_', '-')} ")[2].partition("[")[2].partition("]")[0]
-        assert float(told) == getattr(ClassicalSegmenter(), name)
+    for name, value in [*vars(GeneratorOptions()).items(), *vars(ClassicalSegmenter()).items()]:
+        if name != "pixels":  # no option
+            told = text.partition(f"--{name.replace('_', '-')} ")[2].partition("[default: ")[2].partition("]")[0]
+            assert float(told) == pytest.approx(value, abs=1e-4), name

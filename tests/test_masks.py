@@ -85,6 +85,7 @@ def test_damaged_counts_are_refused_or_fill_the_image(mask, data):
         ("P", "cut short"),
         ("5", "cover 5 pixels"),
         ("0p", "outside '0' to 'o'"),
+        ("\ud800", "outside '0' to 'o'"),
         ("o" * 40 + "0", "large enough"),
         ("5KT1", "backwards"),
     ],
@@ -331,6 +332,20 @@ def test_classical_regions_cover_the_image_once(pixels):
     disc = masks[:, 60, 80].argmax()
     assert (masks[disc] & truth).sum() / (masks[disc] | truth).sum() > 0.85
     assert segment(scene()) == found
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"scale": np.inf}, {"sigma": np.inf}, {"sigma": np.nan}, {"sigma": 1e30}, {"min_size": -1}, {"min_size": 2**31}],
+)
+def test_classical_options_that_cannot_work(bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(SamDiffSRError, match=f"{name} is {value}, but must be".replace("+", ".")):
+        ClassicalSegmenter(**bad)
+
+
+def test_classical_options_at_their_limits():
+    assert len(ClassicalSegmenter(scale=2**31 - 1, sigma=1000, min_size=2**31 - 1)(scene()[:9, :9])) == 1
 
 
 def test_classical_records_leave_out_what_was_not_estimated():

@@ -152,6 +152,55 @@ def test_a_change_that_keeps_the_size_of_a_file_is_seen(photos):  # noqa: F811
     assert hashlib.sha256(file.read_bytes()).hexdigest() in index.read_text()
 
 
+def tars(folder):
+    """Number and time of each shard's file."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (folder / "out").glob("*.tar")}
+
+
+@pytest.mark.parametrize("name", ["hr/b.bmp", "masks/b.json", "masks/b.npy"])
+def test_an_older_file_of_the_same_size_in_place_of_another_is_seen(photos, name):  # noqa: F811
+    kind = "structure" if name.endswith("npy") else "masks"
+    (photos / "hr/b.png").unlink()
+    for folder, shade in ((photos, 10), (photos / "older", 20)):
+        for part in ("hr", "masks"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (shade, 0, 0)).save(folder / "hr/b.bmp")
+        write_masks(folder / "masks/b.json", [left_half(48, 64) == (shade > 10)])
+        for stem, shape in (("a", (50, 41)), ("b", (48, 64))):
+            np.save(folder / f"masks/{stem}.npy", np.full(shape, shade / 20))
+    prepare(photos, kind=kind)
+    before = contents(photos / "out")
+    assert (photos / "older" / name).stat().st_size == (photos / name).stat().st_size
+    os.utime(photos / "older" / name, (10**9, 10**9))
+    os.replace(photos / "older" / name, photos / name)
+    prepare(photos, kind=kind)
+    found = contents(photos / "out")
+    assert found.keys() == before.keys() and not set(found.values()) & set(before.values())
+    kept = tars(photos)
+    prepare(photos, kind=kind)
+    assert tars(photos) == kept
+
+
+def test_a_file_that_was_only_touched_is_no_change(photos):  # noqa: F811
+    prepare(photos, images_per_shard=1)
+    kept = tars(photos)
+    os.utime(photos / "hr/a.png")
+    (photos / "masks/b.json").chmod(0o600)
+    prepare(photos, images_per_shard=1)
+    assert tars(photos) == kept
+
+
+@pytest.mark.parametrize("damaged", [{}, [], None, {"images": []}, {"tools": None}, {"images": [{}, {}]}])
+def test_a_damaged_index_is_written_again(photos, damaged):  # noqa: F811
+    prepare(photos)
+    before = contents(photos / "out")
+    (index,) = (photos / "out").glob("shard-*.json")
+    whole = json.loads(index.read_text())
+    index.write_text(json.dumps(whole | damaged if damaged else damaged))
+    prepare(photos)
+    assert contents(photos / "out") == before
+
+
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / "a"
     with whole_file(path) as file:
@@ -301,6 +350,7 @@ def mask_file(content):
         (mask_file(rle("P1")), "b.json", "record 0"),
         (mask_file(rle("Pd")), "b.json", "record 0"),
         (mask_file(rle("é")), "b.json", "record 0"),
+        (mask_file(rle("\ud800")), "b.json", "record 0"),
         (mask_file(rle("oooooooooooooooo0")), "b.json", "record 0"),
         (mask_file(rle("0", (64, 48))), "b.json", "[64, 48]"),
     ],
@@ -430,12 +480,23 @@ class Trap:
         return os._exit, (3,)
 
 
+def npy(header):
+    """Writes a .npy of this header and no numbers."""
+    return lambda path: path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+
+
 @pytest.mark.parametrize(
     ("save", "told"),
     [
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "cannot be read"),
         (lambda path: path.write_bytes(b"\x93NUMPY\x07\x00" + bytes(99)), "cannot be read"),
+        (npy("{'descr': '<f8', 'shape': (48,"), "header is damaged"),
+        (npy(" " * 20_000), "cannot be read"),
+        (npy("  {'descr': '<f8'\n 1"), "header is damaged"),
+        (npy("{'descr': '<f8', 1: 2}"), "header is damaged"),
+        (npy(f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**30},)}}"), "header is damaged"),
+        (npy("{'descr': '<f8', 'fortran_order': False, 'shape': (10000000, 10000000)}"), "larger than memory"),
         (lambda path: np.save(path, np.array([Trap()], dtype=object), allow_pickle=True), "cannot be read"),
         (lambda path: np.save(path, np.zeros((48, 64), np.int32)), "int32"),
         (lambda path: np.save(path, np.full((48, 64), np.nan)), "within 65504"),
@@ -449,7 +510,7 @@ def test_bad_structure_maps_are_named(photos, save, told):  # noqa: F811
     save(photos / "masks/b.npy")
     message = refused(photos, kind="structure")
     assert "b.npy" in message
-    assert told in message
+    assert told in message and "\n" not in message
 
 
 def test_a_structure_map_can_be_resized(photos):  # noqa: F811

@@ -1,6 +1,7 @@
 """`prepare`, `train` and `convert` as a user runs them: real small files in, a working model out."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -61,12 +62,24 @@ def test_bad_input_is_one_sentence_and_code_2(arguments, told, capsys, tmp_path,
     assert not list(tmp_path.glob("x*"))
 
 
-def test_a_missing_extra_is_named(photos, capsys, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("verb", ["upscale", "masks", "prepare", "evaluate", "export"])
+def test_help_names_what_an_option_takes_and_says_default(verb, capsys):
+    assert samdiffsr(verb, "--help") == 0
+    told = " ".join(capsys.readouterr().out.partition("Options:")[2].split())
+    assert not re.search(r"--[a-z-]+ <", told)
+    assert set(re.findall(r"\[[\w./-]+\]", told)) <= {"[required]"}  # no bare [0.88]
+
+
+@pytest.mark.parametrize(
+    ("line", "extra"), [("prepare -i hr --masks masks -o data", "train"), ("masks -i hr -o new", "sam")]
+)
+def test_a_missing_extra_is_named(photos, capsys, monkeypatch, line, extra):  # noqa: F811
+    monkeypatch.chdir(photos)
     for name in [name for name in sys.modules if name.startswith(("samdiffsr.data", "samdiffsr.masks"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    assert samdiffsr("prepare", "-i", photos / "hr", "--masks", photos / "masks", "-o", photos / "data") == 2
-    assert "pip install 'samdiffsr[train]'" in capsys.readouterr().err
+    assert samdiffsr(*line.split()) == 2
+    assert f"pycocotools is not installed: pip install 'samdiffsr[{extra}]'" in capsys.readouterr().err
 
 
 def test_convert(tmp_path, capsys):

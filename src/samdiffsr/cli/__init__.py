@@ -39,6 +39,9 @@ EXTRAS = {
 }
 """Packages that a verb may miss, and the extra that brings each."""
 
+OWN_EXTRAS = {("masks", "pycocotools"): "sam"}
+"""The extra to name instead for one verb, which brings all that this verb needs."""
+
 app = typer.Typer(
     name="samdiffsr",
     no_args_is_help=True,
@@ -70,8 +73,9 @@ for _verb in VERBS:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run one command (sys.argv by default) and exit."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="samdiffsr")
+        app(args=words, prog_name="samdiffsr")
     except SamDiffSRError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
@@ -79,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        typer.echo(f"Error: {package} is not installed: pip install 'samdiffsr[{EXTRAS[package]}]'.", err=True)
+        extra = OWN_EXTRAS.get((words[0], package), EXTRAS[package])
+        typer.echo(f"Error: {package} is not installed: pip install 'samdiffsr[{extra}]'.", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -16,34 +16,67 @@ from samdiffsr.errors import ConfigError, choose
 if TYPE_CHECKING:
     from samdiffsr.masks.segment import Recipe
 
-Input = Annotated[Path, typer.Option("-i", "--input", help="Folder of photographs.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of masks, made if need be.")]
-Which = Annotated[str, typer.Option(help="sam, classical, or auto: sam if its weights are here, else classical.")]
+Input = Annotated[Path, typer.Option("-i", "--input", metavar="DIR", help="Folder of photographs.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of masks, made if need be.")]
+Which = Annotated[
+    str, typer.Option(metavar="NAME", help="sam, classical, or auto: sam if its weights are here, else classical.")
+]
 Model = Annotated[
     str | None,
-    typer.Option(help="SAM, SAM-HQ or SAM 2: a folder, or a name on the Hugging Face hub. [facebook/sam-vit-huge]"),
+    typer.Option(
+        metavar="NAME",
+        help="SAM, SAM-HQ or SAM 2: a folder, or a name on the Hugging Face hub.  [default: facebook/sam-vit-huge]",
+    ),
 ]
-Device = Annotated[str, typer.Option(help="For sam: auto, cpu, cuda, mps ...")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="For sam: auto, cpu, cuda, mps ...")]
 Preview = Annotated[bool, typer.Option("--preview", help="Also write preview/<stem>.png and contact.png.")]
-Shard = Annotated[str, typer.Option(help="I/N: do only the I-th of N parts, 1/N to N/N; for N processes or machines.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes; each loads its own model.")]
-MaxPixels = Annotated[int | None, typer.Option(min=1, help="Refuse photographs with more pixels. [64000000]")]
+Shard = Annotated[
+    str, typer.Option(metavar="I/N", help="Do only the I-th of N parts, 1/N to N/N; for N processes or machines.")
+]
+Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Processes; each loads its own model.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Refuse photographs with more pixels.  [default: 64000000]")
+]
 
-# segment-anything's names; the defaults in brackets are those of GeneratorOptions, which a test compares
-PointsPerSide = Annotated[int | None, typer.Option(help="sam: points along each side. [32]")]
-PointsPerBatch = Annotated[int | None, typer.Option(help="sam: points at once; fewer need less memory. [64]")]
-PredIou = Annotated[float | None, typer.Option(help="sam: least IoU the model predicts of its mask. [0.88]")]
-Stability = Annotated[float | None, typer.Option(help="sam: least stability score. [0.95]")]
-StabilityOffset = Annotated[float | None, typer.Option(help="sam: offset for the stability score. [1.0]")]
-BoxNms = Annotated[float | None, typer.Option(help="sam: box IoU above which masks are duplicates. [0.7]")]
-CropLayers = Annotated[int | None, typer.Option(help="sam: layers of crops looked at besides the image. [0]")]
-CropNms = Annotated[float | None, typer.Option(help="sam: the same as --box-nms-thresh between crops. [0.7]")]
-CropOverlap = Annotated[float | None, typer.Option(help="sam: overlap of crops, part of the shorter side. [0.3413]")]
-CropDownscale = Annotated[int | None, typer.Option(help="sam: points a side are divided by this each layer. [1]")]
-MinRegion = Annotated[int | None, typer.Option(help="sam: fill holes and drop islands below this many pixels. [0]")]
-Scale = Annotated[float | None, typer.Option(help="classical: larger means larger regions. [300]")]
-Sigma = Annotated[float | None, typer.Option(help="classical: smoothing before, in pixels. [0.8]")]
-MinSize = Annotated[int | None, typer.Option(help="classical: regions of fewer pixels join a neighbour. [200]")]
+# segment-anything's names; the defaults told are those of GeneratorOptions, which a test compares
+PointsPerSide = Annotated[int | None, typer.Option(metavar="N", help="sam: points along each side.  [default: 32]")]
+PointsPerBatch = Annotated[
+    int | None, typer.Option(metavar="N", help="sam: points at once; fewer need less memory.  [default: 64]")
+]
+PredIou = Annotated[
+    float | None, typer.Option(metavar="F", help="sam: least IoU the model predicts of its mask.  [default: 0.88]")
+]
+Stability = Annotated[float | None, typer.Option(metavar="F", help="sam: least stability score.  [default: 0.95]")]
+StabilityOffset = Annotated[
+    float | None, typer.Option(metavar="F", help="sam: offset for the stability score.  [default: 1.0]")
+]
+BoxNms = Annotated[
+    float | None, typer.Option(metavar="F", help="sam: box IoU above which masks are duplicates.  [default: 0.7]")
+]
+CropLayers = Annotated[
+    int | None, typer.Option(metavar="N", help="sam: layers of crops looked at besides the image.  [default: 0]")
+]
+CropNms = Annotated[
+    float | None, typer.Option(metavar="F", help="sam: the same as --box-nms-thresh between crops.  [default: 0.7]")
+]
+CropOverlap = Annotated[
+    float | None, typer.Option(metavar="F", help="sam: overlap of crops, part of the shorter side.  [default: 0.3413]")
+]
+CropDownscale = Annotated[
+    int | None, typer.Option(metavar="N", help="sam: points a side are divided by this each layer.  [default: 1]")
+]
+MinRegion = Annotated[
+    int | None, typer.Option(metavar="N", help="sam: fill holes and drop islands below this many pixels.  [default: 0]")
+]
+Scale = Annotated[
+    float | None, typer.Option(metavar="F", help="classical: larger means larger regions.  [default: 300]")
+]
+Sigma = Annotated[
+    float | None, typer.Option(metavar="F", help="classical: smoothing before, in pixels.  [default: 0.8]")
+]
+MinSize = Annotated[
+    int | None, typer.Option(metavar="N", help="classical: regions of fewer pixels join a neighbour.  [default: 200]")
+]
 
 
 def register(app: typer.Typer) -> None:

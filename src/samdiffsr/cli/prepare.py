@@ -9,24 +9,27 @@ import typer
 from samdiffsr.cli.options import Cluster
 from samdiffsr.errors import ConfigError
 
-Input = Annotated[Path, typer.Option("-i", "--input", help="Folder of HR photographs.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write, made if need be.")]
+Input = Annotated[Path, typer.Option("-i", "--input", metavar="DIR", help="Folder of HR photographs.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write, made if need be.")]
 Masks = Annotated[
-    Path | None, typer.Option("--masks", help="Folder of masks, <stem>.json as segment-anything's amg.py writes.")
+    Path | None,
+    typer.Option("--masks", metavar="DIR", help="Folder of masks, <stem>.json as segment-anything's amg.py writes."),
 ]
 Structure = Annotated[
-    Path | None, typer.Option("--structure", help="Instead: folder of ready structure maps, <stem>.npy.")
+    Path | None, typer.Option("--structure", metavar="DIR", help="Instead: folder of ready structure maps, <stem>.npy.")
 ]
-Encoding = Annotated[str, typer.Option(help="rope, cosine, sincos or linear.")]
+Encoding = Annotated[str, typer.Option(metavar="NAME", help="rope, cosine, sincos or linear.")]
 MeanOver = Annotated[
-    str, typer.Option(help="Mean of the encoding over the region (paper) or the image (released code).")
+    str, typer.Option(metavar="NAME", help="Mean of the encoding over the region (paper) or the image (released code).")
 ]
-Overlap = Annotated[str, typer.Option(help="Where masks overlap: sum (paper) or last (released code).")]
-MissingMasks = Annotated[str, typer.Option(help="zero: a photograph without regions gets an empty map; else error.")]
+Overlap = Annotated[str, typer.Option(metavar="NAME", help="Where masks overlap: sum (paper) or last (released code).")]
+MissingMasks = Annotated[
+    str, typer.Option(metavar="NAME", help="zero: a photograph without regions gets an empty map; else error.")
+]
 ResizeMasks = Annotated[bool, typer.Option("--resize-masks", help="Accept masks of another size than the photograph.")]
-PerShard = Annotated[int, typer.Option(min=1, help="Photographs in a shard, at most.")]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse larger photographs.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
+PerShard = Annotated[int, typer.Option(min=1, metavar="N", help="Photographs in a shard, at most.")]
+MaxPixels = Annotated[int, typer.Option(min=1, metavar="N", help="Refuse larger photographs.")]
+Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Processes.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -1,5 +1,6 @@
 """One photograph and its regions -> hr, lr and structure: the same pixels, checked and aligned."""
 
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,12 @@ def _ready_map(regions: Path, shape: tuple[int, int], options: PrepareOptions) -
             file.seek(0)
             found = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise MaskError(f"structure map {regions} cannot be read ({error}); make it again.") from None
+        why = str(error).partition("\n")[0]  # NumPy adds advice for programmers
+        raise MaskError(f"structure map {regions} cannot be read ({why}); make it again.") from None
+    except (tokenize.TokenError, SyntaxError, TypeError, OverflowError, RecursionError):  # of NumPy's header parser
+        raise MaskError(f"structure map {regions} cannot be read (its header is damaged); make it again.") from None
+    except MemoryError:
+        raise MaskError(f"structure map {regions} claims to be larger than memory; make it again.") from None
     if found.ndim != 2 or found.dtype.kind != "f" or not found.size or not np.abs(found).max() <= LARGEST:  # or NaN
         told = f"{found.dtype} {found.shape}"
         raise MaskError(

@@ -191,29 +191,35 @@ def _source(path: Path) -> dict:
 
 
 def _kept(plan: ShardPlan, tar: Path, index: Path) -> dict | None:
-    """The index of a shard made earlier, unless it is unfinished, holds what is not accepted now, or a source has changed:
-    its size differs, or it is younger than the index."""
+    """The index of a shard made earlier, unless it is unfinished or damaged, holds what is not accepted now, or a source
+    has changed."""
     try:
         content, written = json.loads(index.read_text()), index.stat().st_mtime_ns
-        if tar.stat().st_size != content["bytes"]:
+        if tar.stat().st_size != content["bytes"] or not content["tools"]:
             return None
-    except (OSError, ValueError):
+        for (photo, regions), image in zip(plan.sources(), content["images"], strict=True):
+            refused = (image["without_masks"] and plan.options.missing_masks == "error") or (
+                image["resized"] and not plan.options.resize_masks
+            )
+            if refused or not (_same(photo, image["photo"], written) and _same(regions, image["regions"], written)):
+                return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no such file, or no index of ours in it
         return None
-
-    def same(path: Path, source: dict | None) -> bool:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return source is None
-        return source is not None and status.st_size == source["bytes"] and status.st_mtime_ns <= written
-
-    for (photo, regions), image in zip(plan.sources(), content["images"], strict=True):
-        refused = (image["without_masks"] and plan.options.missing_masks == "error") or (
-            image["resized"] and not plan.options.resize_masks
-        )
-        if refused or not same(photo, image["photo"]) or not same(regions, image["regions"]):
-            return None
+    except SamDiffSRError:  # a source that cannot be read is told with all other bad files
+        return None
     return content
+
+
+def _same(path: Path, source: dict | None, written: int) -> bool:
+    """Whether a file is still the `source` of an index written then (in ns): of the same size, and older or else with the
+    same content. An older file put in its place keeps its time of modification, but not that of its status."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return source is None
+    if source is None or status.st_size != source["bytes"]:
+        return False
+    return max(status.st_mtime_ns, status.st_ctime_ns) < written or _source(path)["sha256"] == source["sha256"]
 
 
 MapShards = Callable[[Callable[[ShardPlan], ShardReport], Sequence[ShardPlan]], Iterable[ShardReport]]

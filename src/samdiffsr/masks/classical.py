@@ -13,6 +13,9 @@ from samdiffsr.errors import ConfigError
 from samdiffsr.masks.runs import encode_runs
 from samdiffsr.masks.segment import Region, xywh
 
+_MOST = {"scale": 2**31 - 1, "sigma": 1000, "min_size": 2**31 - 1}
+"""Largest values: min_size is a C int in scikit-image, and the smoothing takes time and memory in proportion to sigma."""
+
 
 @dataclass(frozen=True)
 class ClassicalSegmenter:
@@ -32,9 +35,9 @@ class ClassicalSegmenter:
     pixels: int = 1_000_000
 
     def __post_init__(self) -> None:
-        for name in ("scale", "sigma", "min_size"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but must not be negative.")
+        for name, most in _MOST.items():
+            if not 0 <= getattr(self, name) <= most:  # NaN neither
+                raise ConfigError(f"{name} is {getattr(self, name)}, but must be at least 0 and at most {most}.")
         if self.pixels < 1:
             raise ConfigError(f"pixels is {self.pixels}, but must be at least 1.")
 

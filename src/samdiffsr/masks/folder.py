@@ -8,7 +8,6 @@ So a killed run is continued by the same command, and two processes may even do 
 
 import contextlib
 import json
-import os
 import time
 import zlib
 from collections.abc import Callable, Generator
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from samdiffsr.errors import ConfigError, ImageError, MaskError
-from samdiffsr.images import MAX_PIXELS, is_picture_name, read_image, temporary_name, write_whole
+from samdiffsr.images import MAX_PIXELS, is_picture_name, read_image, write_whole
 from samdiffsr.masks.preview import contact_sheet, write_preview
 from samdiffsr.masks.segment import Recipe, Segmenter
 from samdiffsr.masks.store import read_records, write_records
@@ -79,7 +78,8 @@ def make_masks(job: MaskJob) -> str | None:
         None, or a sentence why this photograph cannot be done.
 
     Raises:
-        SamDiffSRError: what concerns all photographs: the model cannot be had, the folder cannot be written.
+        SamDiffSRError: what concerns all photographs: the model cannot be had, the folder cannot be written or now
+            belongs to a run with another recipe.
     """
     try:
         rgb = read_image(job.photo, max_pixels=job.max_pixels).rgb
@@ -91,6 +91,8 @@ def make_masks(job: MaskJob) -> str | None:
     except MemoryError:
         return f"'{job.photo}': not enough memory to segment it; use fewer --workers or a smaller image."
     if regions is not None:
+        if (job.output / OPTIONS).exists():
+            _compare_options(job.output, job.recipe.record())  # another run may have begun while there was no mask
         write_records(job.target, regions)
     if job.preview:
         try:
@@ -122,7 +124,8 @@ def mask_folder(
     """Segment every photograph of a folder (not of its subfolders) that has no masks yet.
 
     Args:
-        output: folder of masks, made if need be. Its file `masks.options` keeps other options from being mixed in.
+        output: folder of masks, made if need be. Its file `masks.options` keeps other options from being mixed in,
+            once there is a mask.
         preview: also write `preview/<stem>.png`, and `contact.png` of up to 48 of them.
         shard: (i, n): only the i-th of n parts, 1 <= i <= n. Parts go by name, so machines need not see the same list.
         workers: processes. With more than one, a script needs the usual `if __name__ == "__main__"`.
@@ -198,33 +201,31 @@ def _is_there(path: Path) -> bool:
 
 
 def _settle_options(output: Path, record: dict[str, Any]) -> None:
-    """Note the recipe in a new folder; a ConfigError if another process has just noted another one."""
-    file = output / OPTIONS
-    if not file.exists():
-        candidate = output / temporary_name()
-        write_whole(json.dumps(record, indent=1).encode(), candidate)
-        try:
-            os.link(candidate, file)  # unlike a rename it never replaces what another process has just settled
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(candidate, file)
-        finally:
-            candidate.unlink(missing_ok=True)
+    """Note the recipe in a folder without masks, in place of one that made none; a ConfigError if it has others."""
+    if _any_mask(output) is None:
+        write_whole(json.dumps(record, indent=1).encode(), output / OPTIONS)
     _refuse_other_options(output, record)
 
 
 def _refuse_other_options(output: Path, record: dict[str, Any]) -> None:
-    """A ConfigError if the folder was made with another recipe, or nobody knows with which."""
-    file = output / OPTIONS
-    if not file.exists():
-        stranger = next(output.glob("*.json"), None)
-        if stranger and not file.exists():  # asked again: another process may have begun meanwhile
-            raise ConfigError(
-                f"folder {output} has masks ({stranger.name}) but no {OPTIONS} that says how they were made; "
-                "use a new folder."
-            )
+    """A ConfigError if there are masks made with another recipe, or nobody knows with which."""
+    mask = _any_mask(output)  # looked for first: the options are there before any mask is
+    if mask is None:
         return
+    if not (output / OPTIONS).exists():
+        raise ConfigError(
+            f"folder {output} has masks ({mask.name}) but no {OPTIONS} that says how they were made; use a new folder."
+        )
+    _compare_options(output, record)
+
+
+def _any_mask(output: Path) -> Path | None:
+    return next(filter(_is_there, output.glob("*.json")), None)
+
+
+def _compare_options(output: Path, record: dict[str, Any]) -> None:
+    """A ConfigError if the options noted in the folder are not those of this recipe."""
+    file = output / OPTIONS
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:

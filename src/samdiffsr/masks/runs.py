@@ -39,7 +39,7 @@ def run_lengths(counts: str, size: Sequence[int]) -> np.ndarray:
     Raises:
         MaskError: other characters, a number without end or out of range, or runs that do not fill height * width.
     """
-    digits = np.frombuffer(counts.encode("utf-8"), np.uint8).astype(np.int64) - 48
+    digits = np.frombuffer(counts.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
     if digits.size and not 0 <= digits.min() <= digits.max() < 64:
         raise MaskError("its counts are no run lengths: they hold a character outside '0' to 'o'; make the file again.")
     last = np.flatnonzero(digits < 32)
