@@ -6,7 +6,7 @@ import pytest
 
 from conftest import noise_image
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.upscale import Job, plan
+from samdiffsr.upscale import Job, plan, read_list
 from samdiffsr.upscale.plan import as_png
 
 
@@ -214,6 +214,17 @@ def test_a_list_takes_names_as_they_are(tmp_path: Path) -> None:
         job(tmp_path / "a[1].png", tmp_path / "o" / "a[1]_x4.png"),
         job(tmp_path / "a1.png", tmp_path / "o" / "a1_x4.png"),
     ]
+
+
+def test_a_list_from_other_systems(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes("\r\na.png\r\n\nü b.png\n".encode("utf-8-sig"))
+    assert read_list(tmp_path / "list") == ["a.png", "ü b.png"]
+    (tmp_path / "list").write_bytes("ü.png\na.png".encode("utf-8-sig"))
+    assert read_list(tmp_path / "list") == ["ü.png", "a.png"]
+    for content in (b"a.png\0b.png\0", "a.png\n".encode("utf-16")):
+        (tmp_path / "list").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"list' has NUL bytes, .*; give one path a line, in UTF-8\.$"):
+            read_list(tmp_path / "list")
 
 
 def test_a_folder_by_its_uri_is_that_folder(tmp_path: Path) -> None:

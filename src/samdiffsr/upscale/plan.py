@@ -3,6 +3,7 @@
 Paths are text and every folder is resolved once, so that a million files take seconds and a few hundred bytes each.
 """
 
+import codecs
 import functools
 import glob
 import os
@@ -91,12 +92,21 @@ def _name(source: str, suffix: str, wanted: str) -> str:
 
 
 def read_list(file: str | os.PathLike[str]) -> list[str]:
-    """The lines of a file ("-" is stdin) that are not empty: one path or URI each. ConfigError if it cannot be read."""
+    """The lines of a file ("-" is stdin) that are not empty: one path or URI each.
+
+    Raises:
+        ConfigError: it cannot be read, or has NUL bytes.
+    """
     try:
         content = sys.stdin.buffer.read() if os.fspath(file) == "-" else Path(file).read_bytes()
     except OSError as error:
         raise ConfigError(f"Cannot read the list '{file}': {error.strerror}; check the name.") from error
-    lines = (line.removesuffix("\r") for line in os.fsdecode(content).split("\n"))
+    if b"\0" in content:
+        raise ConfigError(
+            f"The list '{file}' has NUL bytes, as from 'find -print0' or UTF-16; give one path a line, in UTF-8."
+        )
+    text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [line for line in lines if line]
 
 
