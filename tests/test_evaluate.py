@@ -195,8 +195,28 @@ def test_equal_images_are_infinitely_good_and_told(bench, evaluate):
     code, out, _ = evaluate("--outputs", f"same={bench / 'same'}")
     entry = rows(read(bench / "report"))["same"]
     assert code == 0 and entry["mean"]["psnr-y"] == "inf" and entry["mean"]["ssim-y"] == pytest.approx(1)
-    assert "2 results equal their HR image (of same)" in out
+    assert "2 results equal their HR image inside the border of 4 (of same): their PSNR and" in out
+    assert "2 results equal their LR image when shrunk (of same): their LR-PSNR and" in out
     assert "| same | inf |" in (bench / "report/report.md").read_text()
+
+
+def test_results_that_only_shrink_to_their_lr_image_are_told(bench, evaluate):
+    save(bench / "Tiny/LR/babyx4.png", np.full((10, 11, 3), 99, np.uint8))
+    save(bench / "flat/baby.png", np.full((40, 44, 3), 99, np.uint8))
+    save(bench / "flat/a<b.png", photo(36, 44))
+    code, out, _ = evaluate("--outputs", f"flat={bench / 'flat'}", "--lr", bench / "Tiny/LR")
+    mean = rows(read(bench / "report"))["flat"]["mean"]
+    assert code == 0 and mean["lr-psnr"] == "inf" and mean["psnr-rgb"] != "inf"
+    assert "Note: 1 results equal their LR image when shrunk (of flat)" in out and "inside the border" not in out
+
+
+def test_what_is_lost_of_a_result_is_told(bench, evaluate):
+    save(bench / "theirs/baby_x4.png", np.zeros((40, 44, 4), np.uint8))
+    Image.fromarray(np.zeros((36, 44), np.uint16)).save(bench / "theirs/a<b_x4.png")
+    code, out, _ = evaluate("--outputs", f"theirs={bench / 'theirs'}")
+    assert code == 0
+    assert "Note: theirs, 'baby_x4.png': transparency is not compared." in out
+    assert "Note: theirs, 'a<b_x4.png': 16-bit pixels reduced to 8 bit." in out
 
 
 def test_the_squeeze_distance_and_its_weights(bench, evaluate):
@@ -216,6 +236,13 @@ def test_a_report_is_not_replaced_unasked(bench, evaluate):
     assert (code, out) == (2, "") and "--overwrite" in err
     assert (bench / "report/report.json").read_bytes() == before
     assert evaluate("--baseline", "lanczos", "--overwrite")[0] == 0
+    for name in ("report.md", "report.html"):
+        (bench / "other" / name).parent.mkdir(exist_ok=True)
+        (bench / "other" / name).write_text("mine")
+        code, _, err = evaluate("--baseline", "lanczos", output=bench / "other")
+        assert code == 2 and f"{name}' exists already; give --overwrite" in err
+        assert (bench / "other" / name).read_text() == "mine"
+        (bench / "other" / name).unlink()
     assert sorted(file.name for file in (bench / "report").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
@@ -253,10 +280,16 @@ def test_bad_input_is_one_sentence_and_code_2(bench, evaluate, tiny_pipe_dir, op
     assert list((bench / "report").iterdir()) == []
 
 
-def test_an_image_too_small_for_a_metric_is_named(bench, evaluate):
-    save(bench / "Tiny/HR/speck.png", photo(16, 30))
-    code, _, err = evaluate("--baseline", "bicubic")
-    assert code == 2 and "'speck'" in err and "11x11" in err
+@pytest.mark.parametrize(("side", "metrics"), [(20, ()), (32, ("--perceptual", "squeeze"))])
+def test_an_image_too_small_for_a_metric_is_named_before_the_work(bench, evaluate, side, metrics):
+    (bench / "Tiny/HR/a<b.png").write_bytes((bench / "Tiny/HR/a<b.png").read_bytes()[:-99])  # comes first, damaged
+    save(bench / "Tiny/HR/speck.png", photo(side - 1, 40))
+    code, _, err = evaluate("--baseline", "bicubic", *metrics)
+    assert code == 2 and f"speck.png (40x{side - 1})' are smaller" in err and f"at least {side}x{side} pixels" in err
+    save(bench / "Tiny/HR/speck.png", photo(side, 40))
+    assert "is damaged" in evaluate("--baseline", "bicubic", *metrics)[2]
+    (bench / "Tiny/HR/a<b.png").unlink()
+    assert evaluate("--baseline", "bicubic", *metrics)[0] == 0
 
 
 # --- which file belongs to which -------------------------------------------------------------------------------------
@@ -318,8 +351,8 @@ def test_baselines_are_their_references(bench):
     images = read_pair(find_pairs(bench / "Tiny/HR", None)[1])
     size = (images.hr.shape[1], images.hr.shape[0])
     lanczos = np.asarray(Image.fromarray(images.lr).resize(size, Image.Resampling.LANCZOS))
-    np.testing.assert_array_equal(baseline("lanczos").run(images, 0), lanczos)
-    np.testing.assert_array_equal(baseline("bicubic").run(images, 0), imresize(images.lr, 4))
+    np.testing.assert_array_equal(baseline("lanczos").run(images, 0)[0], lanczos)
+    np.testing.assert_array_equal(baseline("bicubic").run(images, 0)[0], imresize(images.lr, 4))
 
 
 @pytest.mark.parametrize(
@@ -346,7 +379,7 @@ def test_wrong_model_specifications(spec):
 def test_every_scheduler_samples_on_the_models_own_betas(name, tiny_pipe, tiny_pipe_dir, bench):
     method = model(f"{tiny_pipe_dir}@steps=3,scheduler={name}", "cpu")
     images = read_pair(find_pairs(bench / "Tiny/HR", None)[1])
-    assert method.run(images, 0).shape == images.hr.shape
+    assert method.run(images, 0)[0].shape == images.hr.shape
     assert method.record["timesteps"] == 100 and method.sampled
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
@@ -22,6 +22,7 @@ from samdiffsr.evaluation.methods import Method
 from samdiffsr.evaluation.metrics import METRICS
 
 FORMAT = 1
+NAMES = ("report.json", "report.md", "report.html")
 TIMING = (
     "wall clock of one result each, the first one's warm-up included, median over results; peak memory is that of the whole "
     "process with everything loaded, or of the GPU where there is one"
@@ -273,11 +274,10 @@ def _cell(name: str, mean: float | str, deviation: float | None = None) -> str:
 
 def write_reports(found: Document, page: str, folder: Path) -> list[Path]:
     """report.json, report.md and report.html, each whole or not at all; ConfigError if one cannot be written."""
-    texts: Iterable[tuple[str, str]] = (("json", to_json(found)), ("md", to_markdown(found)), ("html", page))
     files = []
-    for extension, text in texts:
-        file = folder / f"report.{extension}"
-        temporary = folder / f".report.{extension}.{os.getpid()}.tmp"
+    for name, text in zip(NAMES, (to_json(found), to_markdown(found), page), strict=True):
+        file = folder / name
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
         try:
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, file)

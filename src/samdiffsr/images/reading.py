@@ -66,6 +66,16 @@ def read_image(path: str | os.PathLike[str], *, deep: bool = False, max_pixels: 
     return replace(picture, notes=picture.notes + tuple(dict.fromkeys(words)))
 
 
+def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height by the header alone, as stored: the camera's orientation may swap them.
+
+    Raises:
+        ImageError: as `read_image`, but for damaged pixels.
+    """
+    with _warnings_of_this_thread(), _opened(Path(path), max_pixels) as (image, _):
+        return image.size
+
+
 def _decode(image: Image.Image, bits: int, deep: bool, path: Path) -> Picture:
     notes: list[str] = []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a preview
