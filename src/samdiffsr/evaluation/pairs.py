@@ -97,10 +97,12 @@ def check_sizes(pairs: Iterable[Pair], least: int) -> None:
     """
     least = -(-least // SCALE) * SCALE
     sizes = {pair.hr: image_size(pair.hr) for pair in pairs}
-    if small := [f"{file} ({width}x{height})" for file, (width, height) in sizes.items() if min(width, height) < least]:
+    if small := [
+        f"'{file}' is {width}x{height}" for file, (width, height) in sizes.items() if min(width, height) < least
+    ]:
+        more = f" (and {len(small) - 1} more are too small)" if len(small) > 1 else ""
         raise ImageError(
-            f"These metrics need HR images of at least {least}x{least} pixels, but {_listed(small)} are smaller; "
-            "leave them out."
+            f"{small[0]}{more}, but these metrics need HR images of at least {least}x{least}; leave it out."
         )
 
 
