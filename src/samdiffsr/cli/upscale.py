@@ -151,7 +151,8 @@ def upscale(
     inputs, listed = [*(places or []), *(input or [])], read_list(input_list) if input_list else []
     if cluster is None:
         _refuse_uris(output, *inputs, *listed)
-    jobs, report = plan(inputs, output, suffix, listed=listed, recursive=recursive, format=format), Report()
+    how = partial(plan, recursive=recursive, format=format, skip_existing=skip_existing)
+    jobs, report = how(inputs, output, suffix, listed=listed), Report()
     try:
         with _Bar() as bar:
             _work(cluster, jobs, settings, model, device, on_progress=bar.update, report=report)
