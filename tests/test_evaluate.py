@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -414,6 +415,27 @@ def test_peak_memory_sees_an_allocation():
 
 
 # --- rendering -------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_utf_8(bench, evaluate):
+    name = os.fsdecode(b"n\xff")
+    save(bench / "Tiny/HR" / f"{name}.png", photo(40, 40))
+    save(bench / "theirs" / f"{name}_x4.png", photo(40, 40, seed=9))
+    code, out, err = evaluate("--outputs", f"{name}={bench / 'theirs'}", "--baseline", "bicubic")
+    assert (code, err) == (0, "") and r"n\udcff" in out
+    report = read(bench / "report")
+    assert name in report["figures"]["images"] and list(rows(report)) == ["bicubic", name]
+    for extension in ("md", "html"):
+        assert r"n\udcff" in (bench / f"report/report.{extension}").read_text(encoding="utf-8")
+
+
+def test_line_breaks_in_names_break_no_table(bench, evaluate):
+    (bench / "Tiny").rename(bench / "Ti\nny")
+    hr = (bench / "Ti\nny/HR/baby.png").rename(bench / "Ti\nny/HR/ba\r\nby.png").parent
+    assert evaluate("--baseline", "bicubic", hr=hr)[0] == 0
+    lines = (bench / "report/report.md").read_bytes().decode().split("\n")
+    assert lines[0] == r"# Ti\\nny" and not any("\r" in line for line in lines)
+    assert sum(line.startswith(r"| ba\\r\\nby | ") and line.endswith(" |") for line in lines) == 6
 
 
 def test_markdown_keeps_file_names_literal():

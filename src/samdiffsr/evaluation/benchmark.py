@@ -161,7 +161,8 @@ def run(
     for number, pair in enumerate(pairs):
         images = read_pair(pair)
         result.notes += images.notes
-        for part in (images.name.encode(), repr(images.hr.shape).encode(), images.hr.tobytes(), images.lr.tobytes()):
+        name = images.name.encode(errors="surrogateescape")
+        for part in (name, repr(images.hr.shape).encode(), images.hr.tobytes(), images.lr.tobytes()):
             digest.update(part)
         if judges.inception:
             features.setdefault(("HR", None), []).append(judges.inception(images.hr))

@@ -153,4 +153,4 @@ def _digest(files: Iterable[Path], folder: Path) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()

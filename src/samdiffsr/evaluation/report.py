@@ -233,7 +233,11 @@ def protocol_lines(found: Document) -> list[str]:
 def to_markdown(found: Document) -> str:
     """Summary, what its columns mean, every image, the paper's table if wanted, and what was run."""
     figures = found["figures"]
-    parts = [f"# {figures['title']}", f"{len(figures['images'])} images.", markdown_table(summary_table(found))]
+    parts = [
+        f"# {_literal(figures['title'])}",
+        f"{len(figures['images'])} images.",
+        markdown_table(summary_table(found)),
+    ]
     parts.append("\n".join(f"- {_literal(line)}" for line in protocol_lines(found)))
     if figures["notes"]:
         parts += ["## Notes", "\n".join(f"- {_literal(note)}." for note in figures["notes"])]
@@ -255,7 +259,8 @@ def markdown_table(table: Table) -> str:
 
 
 def _literal(text: str) -> str:
-    """File names may hold what Markdown reads as its own."""
+    """File names may hold what Markdown reads as its own, and line breaks."""
+    text = text.replace("\r", "\\r").replace("\n", "\\n")
     for character in "\\|<*`[":
         text = text.replace(character, f"\\{character}")
     return text
@@ -279,7 +284,8 @@ def write_reports(found: Document, page: str, folder: Path) -> list[Path]:
         file = folder / name
         temporary = folder / f".{name}.{os.getpid()}.tmp"
         try:
-            temporary.write_text(text, encoding="utf-8")
+            # what is no UTF-8 in a file's name becomes \udcXX, in JSON the escape of just that
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(temporary, file)
         except OSError as error:
             temporary.unlink(missing_ok=True)
