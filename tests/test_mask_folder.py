@@ -308,6 +308,7 @@ def test_the_pace():
         (("--segmenter", "classical", "--points-per-side", "3"), "--points-per-side"),
         (("--segmenter", "sam", "--scale", "3"), "--scale"),
         (("--segmenter", "classical", "--sam-model", "x"), "--sam-model"),
+        (("--segmenter", "classical", "--device", "nonsense"), "--device is no option of the segmenter 'classical'"),
         (("--segmenter", "classical", "--sigma", "-1"), "sigma"),
         (("--segmenter", "sam", "--points-per-side", "0"), "points_per_side"),
         (("--sam-model", "./no-such-folder"), "no-such-folder"),

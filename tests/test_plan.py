@@ -230,6 +230,17 @@ def test_format_that_was_asked_for(tmp_path: Path, format: str, extension: str) 
     ]
 
 
+@pytest.mark.parametrize("name", ["b.heic", "b.HEIF", "b.jxl", "b.jp2", "b.psd", "b.svg", "b.pdf"])
+def test_an_output_of_a_foreign_format_is_no_folder(tmp_path: Path, name: str) -> None:
+    source, other = noise_image(tmp_path / "in" / "a.png"), noise_image(tmp_path / "in" / "c.png")
+    with pytest.raises(ImageError, match=rf"Cannot write '.*{name}': the extension must be one of \.png, .*\.bmp\.$"):
+        plan([source], tmp_path / name)
+    for inputs in ([source, other], [tmp_path / "in"]):
+        assert plan(inputs, tmp_path / name)[0].target == str(tmp_path / name / "a_x4.png")
+    (tmp_path / name).mkdir()
+    assert plan([source], tmp_path / name) == [job(source, tmp_path / name / "a_x4.png")]
+
+
 def test_formats_that_cannot_work(tmp_path: Path) -> None:
     source = noise_image(tmp_path / "a.bmp")
     with pytest.raises(ConfigError, match="format is 'gif', but must be one of 'auto', 'png'"):

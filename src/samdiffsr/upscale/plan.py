@@ -19,6 +19,9 @@ from samdiffsr.upscale import remote
 FORMATS = {"auto": "", "png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 """What `--format` may be -> the extension it gives."""
 
+_FOREIGN = frozenset({".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".pdf"})
+"""Extensions of an output that is meant as a file, though it can be neither written nor read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -63,7 +66,8 @@ def plan(
         One job per image.
 
     Raises:
-        ImageError: no image found, two images with one target, or a target that is itself an input.
+        ImageError: no image found, two images with one target, a target that is itself an input, or an output file of a
+            format that cannot be written.
         ConfigError: a suffix with a path separator, an unknown format, or a format that contradicts the output file.
     """
     output = os.fspath(output)
@@ -72,6 +76,8 @@ def plan(
     wanted = choose(format, FORMATS, "format")
     sources = _sources([*((given, True) for given in inputs), *((given, False) for given in listed)], output, recursive)
     extension = os.path.splitext(remote.split(output)[0])[1].lower()
+    if extension in _FOREIGN and len(sources) == 1 and sources[0].named and not os.path.lexists(output):
+        check_target(output, height=1, width=1, alpha=False)
     if extension in READABLE and not os.path.isdir(output):
         if len(sources) != 1:
             raise ImageError(f"The output '{output}' is one file, but there are {len(sources)} inputs; give a folder.")
