@@ -109,6 +109,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 
+def test_names_that_are_no_utf_8_do_not_end_a_verb_at_its_last_words(source: Path, tmp_path: Path) -> None:
+    line = ("-m", "samdiffsr", "masks", "-i", source.parent, "-o", tmp_path / os.fsdecode(b"o\xff"))
+    call = [sys.executable, *map(str, line), "--segmenter", "classical"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"1 made, 0 there before, 0 failed; masks in {tmp_path}/o\\udcff\n"
+
+
 # --- upscale ---------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +227,21 @@ def test_notes_are_told(command, tiny_pipe_dir: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
     code, _, err = command("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.jpg", "-m", tiny_pipe_dir)
     assert (code, err) == (0, f"Note: '{tmp_path / 'a.png'}': 16-bit pixels reduced to the 8 bit that .jpg holds.\n")
+
+
+def test_options_without_effect_are_told(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path) -> None:
+    def told(output: str, *options: str) -> str:
+        line = ("upscale", source, "-o", tmp_path / output, "-m", tiny_pipe_dir, "--overwrite", *options)
+        code, out, err = command(*line)
+        assert (code, out) == (0, "")
+        return err
+
+    no_quality = "--quality is ignored, for no output is JPEG or WebP"
+    no_suffix = "--suffix is ignored, for the output is one file"
+    assert told("b.png", "--quality", "90", "--suffix", "_big") == f"Note: {no_quality}; {no_suffix}.\n"
+    assert told("o", "--quality", "90", "--suffix", "_big") == f"Note: {no_quality}.\n"
+    assert told("b.JPG", "--quality", "90", "--suffix", "") == f"Note: {no_suffix}.\n"
+    assert told("o", "--quality", "90", "--format", "webp") == "" == told("b.png")
 
 
 @pytest.mark.parametrize(

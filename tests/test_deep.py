@@ -61,6 +61,32 @@ def test_tiff_is_read_exactly(
     assert_is(read_image(tmp_path / "a.tif", deep=True), samples)
 
 
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_tiff_whose_zero_is_white_is_no_negative(tmp_path: Path, dtype: type, deep: bool) -> None:
+    """Pillow turns only 8 bits a sample about."""
+    top = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    values = (np.array([[0, 0.25, 0.5, 1]]) * top).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
+    rgb = read_image(tmp_path / "a.tif", deep=deep).rgb
+    expected = np.array([1, 0.75, 0.5, 0]) * np.iinfo(rgb.dtype).max
+    assert np.abs(rgb[0, :, 1] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(("most", "bits"), [(65535, 16), (1023, 10), (255, 8), (100, 8)])
+@pytest.mark.parametrize("plain", [False, True])
+def test_ppm_of_many_bits_is_noticed(tmp_path: Path, plain: bool, most: int, bits: int, deep: bool) -> None:
+    """Pillow opens these as 8 bit without a word."""
+    samples = [0, most // 2, most]
+    head = f"P{3 if plain else 6}\n# {'made by hand ' * 9}\n1 1\n# 8 bit?\n{most}\n".encode()
+    body = " ".join(map(str, samples)).encode() if plain else np.array(samples, ">u2" if bits > 8 else "u1").tobytes()
+    (tmp_path / "a.ppm").write_bytes(head + body)
+    picture = read_image(tmp_path / "a.ppm", deep=deep)
+    assert picture.notes == ((f"{bits}-bit pixels reduced to 8 bit",) if bits > 8 else ())
+    assert np.abs(picture.rgb[0, 0] - [0, 127.5, 255]).max() <= 2
+
+
 def test_channels_stored_apart_are_refused(tmp_path: Path) -> None:
     """Pillow 12 reads uncompressed ones as noise."""
     samples = np.ascontiguousarray(np.moveaxis(WIDE[..., :3], 2, 0))

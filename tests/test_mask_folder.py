@@ -309,6 +309,7 @@ def test_the_pace():
         (("--segmenter", "sam", "--scale", "3"), "--scale"),
         (("--segmenter", "classical", "--sam-model", "x"), "--sam-model"),
         (("--segmenter", "classical", "--sigma", "inf"), "sigma"),
+        (("--segmenter", "classical", "--device", "nonsense"), "--device is no option of the segmenter 'classical'"),
         (("--segmenter", "sam", "--points-per-side", "0"), "points_per_side"),
         (("--sam-model", "./no-such-folder"), "no-such-folder"),
         (("-o", "hr/a.png/m", "--segmenter", "classical"), "hr/a.png/m"),

@@ -6,7 +6,7 @@ import pytest
 
 from conftest import noise_image
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.upscale import Job, plan
+from samdiffsr.upscale import Job, plan, read_list
 from samdiffsr.upscale.plan import as_png
 
 
@@ -137,8 +137,26 @@ def test_output_through_links_cannot_overwrite_an_input(tmp_path: Path) -> None:
 def test_output_cannot_overwrite_another_input(tmp_path: Path) -> None:
     noise_image(tmp_path / "a.png")
     noise_image(tmp_path / "a_x4.png")
-    with pytest.raises(ImageError, match=r"a\.png' would overwrite the input '.*a_x4\.png'"):
-        plan([tmp_path], tmp_path)
+    with pytest.raises(ImageError, match=r"a\.png' would overwrite the input '.*a_x4\.png'; .* suffix\.$"):
+        plan([tmp_path / "a.png", tmp_path / "a_x4.png"], tmp_path)
+    found = r"a\.png' would overwrite '.*a_x4\.png', which is found among the inputs; .* or give --skip-existing if"
+    for given in (tmp_path, tmp_path / "*.png"):
+        with pytest.raises(ImageError, match=found):
+            plan([given], tmp_path)
+
+
+@pytest.mark.parametrize("given", [".", "*.png", "**/*.png", "../in/[ab]*"])
+def test_earlier_results_beside_their_inputs_are_left_out(tmp_path: Path, given: str) -> None:
+    """A second run with --skip-existing goes on, and enlarges nothing twice."""
+    folder = tmp_path / "in"
+    for name in ("a.png", "a_x4.png", "a_x4_x4.png", "b.png", "b_x2.png"):
+        noise_image(folder / name)
+    jobs = plan([f"{folder}/{given}"], folder, skip_existing=True)
+    assert [Path(job.source).name for job in jobs] == ["a.png", "b.png", "b_x2.png"]
+    with pytest.raises(ImageError, match=r"would overwrite the input '.*a_x4\.png'"):  # named: it is meant
+        plan([f"{folder}/{given}", folder / "a_x4.png"], folder, skip_existing=True)
+    with pytest.raises(ImageError, match="would overwrite itself"):
+        plan([folder / "a.png"], folder, "", skip_existing=True)
 
 
 @pytest.mark.parametrize("suffix", ["/x", "../", "a/b"])
@@ -178,6 +196,23 @@ def test_an_output_folder_within_the_input_is_no_input(tmp_path: Path) -> None:
         assert list(relative(plan([tmp_path], output, recursive=True), tmp_path)) == ["a.png", "x/b.png"]
 
 
+def test_a_pattern_leaves_out_the_output_folder_unless_it_begins_there(tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/x/b.png", "in/out/a_x4.png", "in/out/x/b_x4.png", "in/outer/c.png"):
+        noise_image(tmp_path / name)
+    (tmp_path / "link").symlink_to("in/out")
+
+    def matched(pattern: str, output: str) -> list[str]:
+        return [Path(job.source).name for job in plan([f"{tmp_path}/{pattern}"], tmp_path / output)]
+
+    for output in ("in/out", "link"):
+        assert matched("in/**/*.png", output) == ["a.png", "c.png", "b.png"]
+        assert matched("in/*/*.png", output) == ["c.png", "b.png"]
+    assert matched("in/out/*.png", "in/out") == matched("link/*.png", "in/out") == ["a_x4.png"]
+    assert matched("in/out/x/*.png", "in/out") == ["b_x4.png"]
+    with pytest.raises(ImageError, match=r"matches images in the output folder only; choose another output\.$"):
+        matched("in/*/a_*.png", "in/out")
+
+
 def test_pattern_across_folders(tmp_path: Path) -> None:
     for name in ("x/a.png", "x/y/b.png", "c.png"):
         noise_image(tmp_path / name)
@@ -193,6 +228,17 @@ def test_format_that_was_asked_for(tmp_path: Path, format: str, extension: str) 
     assert plan([source], tmp_path / "o", format=format) == [
         Job(str(source), str(tmp_path / "o" / f"a_x4{extension}"), fixed=True)
     ]
+
+
+@pytest.mark.parametrize("name", ["b.heic", "b.HEIF", "b.jxl", "b.jp2", "b.psd", "b.svg", "b.pdf"])
+def test_an_output_of_a_foreign_format_is_no_folder(tmp_path: Path, name: str) -> None:
+    source, other = noise_image(tmp_path / "in" / "a.png"), noise_image(tmp_path / "in" / "c.png")
+    with pytest.raises(ImageError, match=rf"Cannot write '.*{name}': the extension must be one of \.png, .*\.bmp\.$"):
+        plan([source], tmp_path / name)
+    for inputs in ([source, other], [tmp_path / "in"]):
+        assert plan(inputs, tmp_path / name)[0].target == str(tmp_path / name / "a_x4.png")
+    (tmp_path / name).mkdir()
+    assert plan([source], tmp_path / name) == [job(source, tmp_path / name / "a_x4.png")]
 
 
 def test_formats_that_cannot_work(tmp_path: Path) -> None:
@@ -214,6 +260,17 @@ def test_a_list_takes_names_as_they_are(tmp_path: Path) -> None:
         job(tmp_path / "a[1].png", tmp_path / "o" / "a[1]_x4.png"),
         job(tmp_path / "a1.png", tmp_path / "o" / "a1_x4.png"),
     ]
+
+
+def test_a_list_from_other_systems(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes("\r\na.png\r\n\nü b.png\n".encode("utf-8-sig"))
+    assert read_list(tmp_path / "list") == ["a.png", "ü b.png"]
+    (tmp_path / "list").write_bytes("ü.png\na.png".encode("utf-8-sig"))
+    assert read_list(tmp_path / "list") == ["ü.png", "a.png"]
+    for content in (b"a.png\0b.png\0", "a.png\n".encode("utf-16")):
+        (tmp_path / "list").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"list' has NUL bytes, .*; give one path a line, in UTF-8\.$"):
+            read_list(tmp_path / "list")
 
 
 def test_a_folder_by_its_uri_is_that_folder(tmp_path: Path) -> None:

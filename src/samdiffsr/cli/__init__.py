@@ -7,6 +7,7 @@ Exit codes: 0 all done; 1 all but some photographs, each named with one sentence
 found wrong (doctor); 2 an error the user can mend, told in one sentence on stderr; 130 interrupted.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -74,6 +75,9 @@ for _verb in VERBS:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run one command (sys.argv by default) and exit."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that is not UTF-8 must not end a verb at its last words
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=words, prog_name="samdiffsr")
     except SamDiffSRError as error:

@@ -1,5 +1,6 @@
 """`samdiffsr evaluate --hr Set5/HR --lr Set5/LR -m default --baseline bicubic -o report`: score results and show them."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -141,9 +142,11 @@ def _seeds(text: str) -> list[int]:
 def _claim(folder: Path, overwrite: bool) -> None:
     """Make the report's folder before the work, and refuse to replace a report unasked."""
     from samdiffsr.errors import ConfigError
+    from samdiffsr.evaluation.report import NAMES
 
-    if (folder / "report.json").exists() and not overwrite:
-        raise ConfigError(f"'{folder}' holds a report already; give --overwrite to replace it, or another folder.")
+    for file in (folder / name for name in NAMES):
+        if not overwrite and os.path.lexists(file):
+            raise ConfigError(f"'{file}' exists already; give --overwrite to replace it, or another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

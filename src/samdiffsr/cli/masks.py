@@ -28,7 +28,7 @@ Model = Annotated[
         help="SAM, SAM-HQ or SAM 2: a folder, or a name on the Hugging Face hub.  [default: facebook/sam-vit-huge]",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="For sam: auto, cpu, cuda, mps ...")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="sam: auto, cpu, cuda, mps ...  [default: auto]")]
 Preview = Annotated[bool, typer.Option("--preview", help="Also write preview/<stem>.png and contact.png.")]
 Shard = Annotated[
     str, typer.Option(metavar="I/N", help="Do only the I-th of N parts, 1/N to N/N; for N processes or machines.")
@@ -89,7 +89,7 @@ def masks(
     output: Output,
     segmenter: Which = "auto",
     sam_model: Model = None,
-    device: Device = "auto",
+    device: Device = None,
     preview: Preview = False,
     shard: Shard = "1/1",
     workers: Workers = 1,
@@ -123,7 +123,7 @@ def masks(
     if cluster:
         from samdiffsr.distributed import on_cluster
 
-        run = partial(on_cluster, cluster, make_masks, gpus=int(device.startswith("cuda")))
+        run = partial(on_cluster, cluster, make_masks, gpus=int((device or "").startswith("cuda")))
         input, output = input.absolute(), output.absolute()  # a worker has another working folder
     with _progress() as tell:
         report = mask_folder(
@@ -155,11 +155,12 @@ _CLASSICAL_OPTIONS = ("scale", "sigma", "min_size")
 def _recipe(segmenter: str, given: dict[str, Any]) -> "Recipe":
     """What the options ask for; an option of the other segmenter is an error."""
     choose(segmenter, {"auto": 0, "sam": 0, "classical": 0}, "--segmenter")
+    asked = segmenter
     if segmenter == "auto":
         segmenter = _automatic(given)
-    foreign = ("sam_model", *_SAM_OPTIONS) if segmenter == "classical" else _CLASSICAL_OPTIONS
+    foreign = ("sam_model", "device", *_SAM_OPTIONS) if segmenter == "classical" else _CLASSICAL_OPTIONS
     for name in foreign:
-        if name in given:
+        if name in given and not (name == "device" and asked == "auto"):
             raise ConfigError(f"--{name.replace('_', '-')} is no option of the segmenter {segmenter!r}; leave it out.")
     if segmenter == "classical":
         from samdiffsr.masks.classical import ClassicalSegmenter
@@ -172,7 +173,7 @@ def _recipe(segmenter: str, given: dict[str, Any]) -> "Recipe":
     return SamRecipe(
         given.get("sam_model", DEFAULT_MODEL),
         GeneratorOptions(**{name: given[name] for name in _SAM_OPTIONS if name in given}),
-        str(find_device(given["device"])),
+        str(find_device(given.get("device", "auto"))),
     )
 
 

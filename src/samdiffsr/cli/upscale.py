@@ -1,5 +1,6 @@
 """`samdiffsr upscale photos -o large`: make images larger."""
 
+import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -147,11 +148,13 @@ def upscale(
         skip_existing=skip_existing,
         max_pixels=max_pixels,
     )
-    suffix = settings.goal.suffix if suffix is None else suffix
+    ending = settings.goal.suffix if suffix is None else suffix
     inputs, listed = [*(places or []), *(input or [])], read_list(input_list) if input_list else []
     if cluster is None:
         _refuse_uris(output, *inputs, *listed)
-    jobs, report = plan(inputs, output, suffix, listed=listed, recursive=recursive, format=format), Report()
+    how = partial(plan, recursive=recursive, format=format, skip_existing=skip_existing)
+    jobs, report = how(inputs, output, ending, listed=listed), Report()
+    _tell_ignored(jobs, output, quality, suffix)
     try:
         with _Bar() as bar:
             _work(cluster, jobs, settings, model, device, on_progress=bar.update, report=report)
@@ -166,6 +169,21 @@ def _refuse_uris(*paths: str) -> None:
 
     for uri in filter(is_uri, paths):
         raise ConfigError(f"'{uri}' is a URI, which takes --cluster; --cluster local uses this machine's cores.")
+
+
+def _tell_ignored(jobs: "list[Job]", output: str, quality: int | None, suffix: str | None) -> None:
+    """Say which options have nothing to act on."""
+    from samdiffsr.images import WRITABLE
+    from samdiffsr.upscale import remote
+
+    endings = {os.path.splitext(remote.split(job.target)[0])[1].lower() for job in jobs}
+    told = []
+    if quality is not None and not {WRITABLE[ending] for ending in endings} & {"JPEG", "WEBP"}:
+        told.append("--quality is ignored, for no output is JPEG or WebP")
+    if suffix is not None and [job.target for job in jobs] == [output]:
+        told.append("--suffix is ignored, for the output is one file")
+    if told:
+        typer.echo(f"Note: {'; '.join(told)}.", err=True)
 
 
 def _work(

@@ -21,8 +21,18 @@ from samdiffsr.evaluation.fid import FEATURES, InceptionFeatures, frechet_distan
 from samdiffsr.evaluation.fid import WEIGHTS as INCEPTION
 from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
 from samdiffsr.evaluation.methods import Method
-from samdiffsr.evaluation.metrics import SQUEEZE, SqueezeDistance, lr_psnr, psnr_rgb, psnr_y, ssim_rgb, ssim_y
-from samdiffsr.evaluation.pairs import Images, Pair, read_pair
+from samdiffsr.evaluation.metrics import (
+    BORDER,
+    LEAST,
+    SQUEEZE,
+    SqueezeDistance,
+    lr_psnr,
+    psnr_rgb,
+    psnr_y,
+    ssim_rgb,
+    ssim_y,
+)
+from samdiffsr.evaluation.pairs import Images, Pair, check_sizes, read_pair
 from samdiffsr.evaluation.weights import PUBLISHED, sha256
 from samdiffsr.resize import SCALE
 
@@ -41,11 +51,13 @@ class Perceptual:
         distances: by metric name, (sr, hr) -> value.
         inception: for FID; None leaves it out.
         weights: SHA-256 of each file used.
+        least: pixels a side of HR that they and SSIM need.
     """
 
     distances: dict[str, Distance] = field(default_factory=dict)
     inception: InceptionFeatures | None = None
     weights: dict[str, str] = field(default_factory=dict)
+    least: int = LEAST
 
 
 @dataclass(frozen=True)
@@ -90,13 +102,15 @@ def perceptual(names: Sequence[str], folder: Path, *, images: int) -> Perceptual
     """
     distances: dict[str, Distance] = {}
     digests: dict[str, str] = {}
-    inception = None
+    inception, least = None, [LEAST]
 
     def lpips(trunk: str) -> None:
+        least.append(TRUNKS[trunk].least)
         distances[f"lpips-{trunk}"] = LPIPS(trunk, folder)
         digests.update({name: PUBLISHED[name].sha256 for name in (TRUNKS[trunk].weights, TRUNKS[trunk].heads)})
 
     def squeeze() -> None:
+        least.append(SqueezeDistance.LEAST)
         distances["squeeze"] = SqueezeDistance()
         digests[SQUEEZE.name] = sha256(SQUEEZE)
 
@@ -115,7 +129,7 @@ def perceptual(names: Sequence[str], folder: Path, *, images: int) -> Perceptual
     }
     for load in [choose(name, loaders, "perceptual metric") for name in dict.fromkeys(names)]:
         load()
-    return Perceptual(distances, inception, digests)
+    return Perceptual(distances, inception, digests, max(least))
 
 
 def run(
@@ -140,19 +154,22 @@ def run(
     """
     judges = judges or Perceptual()
     _check(methods, seeds)
+    check_sizes(pairs, judges.least)
     result, digest = Result(), hashlib.sha256()
     features: dict[tuple[str, int | None], list[np.ndarray]] = {}
     runs = [(method, seed) for method in methods for seed in (seeds if method.sampled else [None])]
     for number, pair in enumerate(pairs):
         images = read_pair(pair)
         result.notes += images.notes
-        for part in (images.name.encode(), repr(images.hr.shape).encode(), images.hr.tobytes(), images.lr.tobytes()):
+        name = images.name.encode(errors="surrogateescape")
+        for part in (name, repr(images.hr.shape).encode(), images.hr.tobytes(), images.lr.tobytes()):
             digest.update(part)
         if judges.inception:
             features.setdefault(("HR", None), []).append(judges.inception(images.hr))
         shown = result.pictures.setdefault(images.name, _originals(images)) if number < pictures else {}
         for place, (method, seed) in enumerate(runs):
-            sr, seconds, peak = _measured(method, images, seed)
+            sr, told, seconds, peak = _measured(method, images, seed)
+            result.notes += told
             values = _values(sr, images, judges)
             megapixels = sr.shape[0] * sr.shape[1] / 1e6
             result.scores.append(Score(method.label, images.name, seed, values, seconds, peak, megapixels))
@@ -190,13 +207,15 @@ def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:
         raise ConfigError(f"seeds are {list(seeds)}, but must be different whole numbers, at least one.")
 
 
-def _measured(method: Method, images: Images, seed: int | None) -> tuple[np.ndarray, float | None, int | None]:
-    """The result, the seconds it took, and the peak memory meanwhile."""
+def _measured(
+    method: Method, images: Images, seed: int | None
+) -> tuple[np.ndarray, list[str], float | None, int | None]:
+    """The result, notes on it, the seconds it took, and the peak memory meanwhile."""
     memory = Memory(method.device)
     start = time.perf_counter()
-    sr = method.run(images, 0 if seed is None else seed)
+    sr, notes = method.run(images, 0 if seed is None else seed)
     seconds = time.perf_counter() - start
-    return (sr, seconds, memory.peak()) if method.timed else (sr, None, None)
+    return (sr, notes, seconds, memory.peak()) if method.timed else (sr, notes, None, None)
 
 
 def _values(sr: np.ndarray, images: Images, judges: Perceptual) -> dict[str, float]:
@@ -217,10 +236,13 @@ def _values(sr: np.ndarray, images: Images, judges: Perceptual) -> dict[str, flo
 def _warnings(result: Result, count: int) -> list[str]:
     """What a reader must know before believing a figure."""
     notes = []
-    equal = [score for score in result.scores if np.isinf(score.values["psnr-rgb"])]
-    if equal:
-        which = ", ".join(sorted({score.method for score in equal}))
-        notes.append(f"{len(equal)} results equal their HR image (of {which}): their PSNR and so its mean are infinite")
+    for name, label, what in (
+        ("psnr-rgb", "PSNR", f"equal their HR image inside the border of {BORDER}"),
+        ("lr-psnr", "LR-PSNR", "equal their LR image when shrunk"),
+    ):
+        if equal := [score for score in result.scores if np.isinf(score.values[name])]:
+            which = ", ".join(sorted({score.method for score in equal}))
+            notes.append(f"{len(equal)} results {what} (of {which}): their {label} and so its mean are infinite")
     if result.fid and count < FEATURES:
         notes.append(
             f"FID of {count} images is far above that of many, for it estimates {FEATURES} dimensions: compare it within this "

@@ -25,7 +25,7 @@ class Method:
 
     Attributes:
         label: its name in the report.
-        run: (images, seed) -> uint8 result of HR's size.
+        run: (images, seed) -> uint8 result of HR's size, and notes on it.
         sampled: whether the result depends on the seed.
         timed: whether `run` makes the result (and does not just read it).
         device: what `run` computes on.
@@ -33,7 +33,7 @@ class Method:
     """
 
     label: str
-    run: Callable[[Images, int], np.ndarray]
+    run: Callable[[Images, int], tuple[np.ndarray, list[str]]]
     sampled: bool = False
     timed: bool = True
     device: str = "cpu"
@@ -55,7 +55,7 @@ BASELINES = {"bicubic": (_bicubic, "MATLAB's imresize"), "lanczos": (_lanczos, "
 def baseline(name: str) -> Method:
     """An interpolation; ConfigError names those there are."""
     function, what = choose(name, BASELINES, "baseline")
-    return Method(name, lambda images, _seed: function(images.lr), record={"kind": "baseline", "what": what})
+    return Method(name, lambda images, _seed: (function(images.lr), []), record={"kind": "baseline", "what": what})
 
 
 def outputs(given: str, names: Iterable[str]) -> tuple[Method, list[Path]]:
@@ -71,8 +71,9 @@ def outputs(given: str, names: Iterable[str]) -> tuple[Method, list[Path]]:
     files, others = match(Path(folder), names)
     record = {"kind": "outputs", "folder": folder, "sha256": _digest(files.values(), Path(folder))}
 
-    def run(images: Images, _seed: int) -> np.ndarray:
-        return read_result(files[images.name], images)
+    def run(images: Images, _seed: int) -> tuple[np.ndarray, list[str]]:
+        sr, notes = read_result(files[images.name], images)
+        return sr, [f"{label}, {note}" for note in notes]
 
     return Method(label, run, timed=False, record=record), others
 
@@ -93,9 +94,9 @@ def model(spec: str, device: str) -> Method:
     steps = _steps(options["steps"]) if "steps" in options else pipe.config["steps"]
     detail = _detail(options["detail"]) if "detail" in options else pipe.config["detail"]
 
-    def run(images: Images, seed: int) -> np.ndarray:
+    def run(images: Images, seed: int) -> tuple[np.ndarray, list[str]]:
         generator = torch.Generator("cpu").manual_seed(seed)
-        return pipe(images.lr, steps, generator, output_type="uint8", detail=detail).images[0]
+        return pipe(images.lr, steps, generator, output_type="uint8", detail=detail).images[0], []
 
     return Method(spec, run, sampled=True, device=str(pipe.device), record=_record(name, pipe, steps, detail))
 
@@ -152,4 +153,4 @@ def _digest(files: Iterable[Path], folder: Path) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()

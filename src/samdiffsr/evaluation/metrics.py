@@ -18,6 +18,7 @@ SQUEEZE = Path(__file__).parents[1] / "weights" / "squeeze" / "squeeze_distance.
 
 BORDER = 4  # HR pixels left out on each side by PSNR and SSIM: the convention for x4
 WINDOW = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+LEAST = len(WINDOW) + 2 * BORDER  # HR pixels a side that SSIM needs
 WINDOW /= WINDOW.sum()  # the 11x11 Gaussian of SSIM is the outer product of this with itself
 
 
@@ -139,8 +140,8 @@ def _inside(sr: np.ndarray, hr: np.ndarray, border: int, least: int) -> tuple[np
     height, width = sr.shape[0] - 2 * border, sr.shape[1] - 2 * border
     if min(height, width) < least:
         raise ImageError(
-            f"an image of shape {sr.shape} has nothing left inside a border of {border} pixels; "
-            f"this metric needs {least}x{least} there."
+            f"an image of {sr.shape[1]}x{sr.shape[0]} has {max(0, width)}x{max(0, height)} pixels inside a border of {border}, "
+            f"but this metric needs at least {least}x{least} there."
         )
     inside = (slice(border, border + height), slice(border, border + width))
     return sr[inside], hr[inside]
@@ -183,6 +184,7 @@ class SqueezeDistance:
         CheckpointError: the file is missing or damaged.
     """
 
+    LEAST = 32  # pixels a side
     MEAN_BGR = (104.0, 117.0, 123.0)
     STAGES = ((), ("fire2", "fire3"), ("fire4", "fire5"), ("fire6",), ("fire7",), ("fire8",), ("fire9",))
 
@@ -194,8 +196,10 @@ class SqueezeDistance:
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> float:
         """a, b: uint8 (H, W, 3) of one size, at least 32x32."""
-        if a.shape != b.shape or min(a.shape[:2]) < 32:
-            raise ImageError(f"the distance needs two images of one size from 32x32, got {a.shape} and {b.shape}.")
+        if a.shape != b.shape or min(a.shape[:2]) < self.LEAST:
+            raise ImageError(
+                f"the distance needs two images of one size from {self.LEAST}x{self.LEAST}, got {a.shape} and {b.shape}."
+            )
         total = 0.0
         with torch.inference_mode():
             for number, (x, y) in enumerate(zip(self._features(a), self._features(b), strict=True)):

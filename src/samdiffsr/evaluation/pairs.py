@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from samdiffsr.errors import ImageError
-from samdiffsr.images import is_picture_name, read_image
+from samdiffsr.images import image_size, is_picture_name, read_image
 from samdiffsr.resize import SCALE, imresize
 
 _SHOWN = 5  # names listed in an error before "and N more"
@@ -86,6 +86,26 @@ def match(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], list[Pat
     return {name: files[0] for name, files in found.items()}, others
 
 
+def check_sizes(pairs: Iterable[Pair], least: int) -> None:
+    """Look at the headers of all HR images before the work.
+
+    Args:
+        least: pixels a side that the metrics need after HR is cut to a multiple of 4.
+
+    Raises:
+        ImageError: an HR image is smaller or its header unreadable.
+    """
+    least = -(-least // SCALE) * SCALE
+    sizes = {pair.hr: image_size(pair.hr) for pair in pairs}
+    if small := [
+        f"'{file}' is {width}x{height}" for file, (width, height) in sizes.items() if min(width, height) < least
+    ]:
+        more = f" (and {len(small) - 1} more are too small)" if len(small) > 1 else ""
+        raise ImageError(
+            f"{small[0]}{more}, but these metrics need HR images of at least {least}x{least}; leave it out."
+        )
+
+
 def read_pair(pair: Pair) -> Images:
     """HR cut at the bottom and right to a multiple of 4, and LR: the given one, or MATLAB's bicubic x1/4 of the cut HR.
 
@@ -109,12 +129,12 @@ def read_pair(pair: Pair) -> Images:
     return Images(pair.name, cut, lr, (*notes, *lr_notes))
 
 
-def read_result(file: Path, images: Images) -> np.ndarray:
-    """Another program's result: uint8 of HR's size; ImageError if it has another."""
-    sr, _ = read_pixels(file)
+def read_result(file: Path, images: Images) -> tuple[np.ndarray, list[str]]:
+    """Another program's result: uint8 of HR's size, and notes; ImageError if it has another size."""
+    sr, notes = read_pixels(file)
     if sr.shape != images.hr.shape:
         raise ImageError(f"'{file}' is {_size(sr)}, but {SCALE} times the LR image is {_size(images.hr)}.")
-    return sr
+    return sr, notes
 
 
 def read_pixels(file: Path) -> tuple[np.ndarray, list[str]]:

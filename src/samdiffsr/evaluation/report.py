@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
@@ -22,6 +22,7 @@ from samdiffsr.evaluation.methods import Method
 from samdiffsr.evaluation.metrics import METRICS
 
 FORMAT = 1
+NAMES = ("report.json", "report.md", "report.html")
 TIMING = (
     "wall clock of one result each, the first one's warm-up included, median over results; peak memory is that of the whole "
     "process with everything loaded, or of the GPU where there is one"
@@ -232,7 +233,11 @@ def protocol_lines(found: Document) -> list[str]:
 def to_markdown(found: Document) -> str:
     """Summary, what its columns mean, every image, the paper's table if wanted, and what was run."""
     figures = found["figures"]
-    parts = [f"# {figures['title']}", f"{len(figures['images'])} images.", markdown_table(summary_table(found))]
+    parts = [
+        f"# {_literal(figures['title'])}",
+        f"{len(figures['images'])} images.",
+        markdown_table(summary_table(found)),
+    ]
     parts.append("\n".join(f"- {_literal(line)}" for line in protocol_lines(found)))
     if figures["notes"]:
         parts += ["## Notes", "\n".join(f"- {_literal(note)}." for note in figures["notes"])]
@@ -254,7 +259,8 @@ def markdown_table(table: Table) -> str:
 
 
 def _literal(text: str) -> str:
-    """File names may hold what Markdown reads as its own."""
+    """File names may hold what Markdown reads as its own, and line breaks."""
+    text = text.replace("\r", "\\r").replace("\n", "\\n")
     for character in "\\|<*`[":
         text = text.replace(character, f"\\{character}")
     return text
@@ -273,13 +279,13 @@ def _cell(name: str, mean: float | str, deviation: float | None = None) -> str:
 
 def write_reports(found: Document, page: str, folder: Path) -> list[Path]:
     """report.json, report.md and report.html, each whole or not at all; ConfigError if one cannot be written."""
-    texts: Iterable[tuple[str, str]] = (("json", to_json(found)), ("md", to_markdown(found)), ("html", page))
     files = []
-    for extension, text in texts:
-        file = folder / f"report.{extension}"
-        temporary = folder / f".report.{extension}.{os.getpid()}.tmp"
+    for name, text in zip(NAMES, (to_json(found), to_markdown(found), page), strict=True):
+        file = folder / name
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
         try:
-            temporary.write_text(text, encoding="utf-8")
+            # what is no UTF-8 in a file's name becomes \udcXX, in JSON the escape of just that
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(temporary, file)
         except OSError as error:
             temporary.unlink(missing_ok=True)

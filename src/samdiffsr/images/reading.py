@@ -40,6 +40,7 @@ _TURN = {  # EXIF orientation -> what makes the picture upright
 _BYTE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
 _SRGB_GAMMA = 0.45455
 _PLANAR = 284  # TIFF's PlanarConfiguration; 1 is pixel after pixel
+_PHOTOMETRIC = 262  # TIFF's PhotometricInterpretation; 0 says that white is zero
 _pillow_limit = threading.Lock()
 
 
@@ -65,6 +66,16 @@ def read_image(path: str | os.PathLike[str], *, deep: bool = False, max_pixels: 
     return replace(picture, notes=picture.notes + tuple(dict.fromkeys(words)))
 
 
+def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height by the header alone, as stored: the camera's orientation may swap them.
+
+    Raises:
+        ImageError: as `read_image`, but for damaged pixels.
+    """
+    with _warnings_of_this_thread(), _opened(Path(path), max_pixels) as (image, _):
+        return image.size
+
+
 def _decode(image: Image.Image, bits: int, deep: bool, path: Path) -> Picture:
     notes: list[str] = []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a preview
@@ -88,6 +99,8 @@ def _decode(image: Image.Image, bits: int, deep: bool, path: Path) -> Picture:
     elif image.mode[0] in "IF":
         grey = True
         rgb, alpha = _from_wide_grey(upright(image), image.info.get("transparency"), bits, path)
+        if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+            rgb = 65_535 - rgb  # Pillow turns 8 bits a sample about, but not 16 bits and floats
     elif low is not None:
         grey = grey_alpha
         rgb, alpha = _from_deep(upright(image), upright(low), grey_alpha)
@@ -185,6 +198,9 @@ def _bits(image: Image.Image, head: bytes) -> int:
         return head[24]
     if image.format == "TIFF":
         return max(image.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]  # BitsPerSample
+    if image.format == "PPM" and image.mode == "RGB":
+        args = image.tile[0].args  # type: ignore[attr-defined]  # the raw mode, with the largest sample if not 255
+        return 8 if isinstance(args, str) else max(8, args[1].bit_length())
     if image.mode[0] == "F":
         return 32
     return 16 if image.mode[0] == "I" else 8

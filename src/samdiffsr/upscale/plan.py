@@ -3,6 +3,7 @@
 Paths are text and every folder is resolved once, so that a million files take seconds and a few hundred bytes each.
 """
 
+import codecs
 import functools
 import glob
 import os
@@ -17,6 +18,9 @@ from samdiffsr.upscale import remote
 
 FORMATS = {"auto": "", "png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 """What `--format` may be -> the extension it gives."""
+
+_FOREIGN = frozenset({".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".pdf"})
+"""Extensions of an output that is meant as a file, though it can be neither written nor read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,14 @@ def plan(
     listed: Sequence[str] = (),
     recursive: bool = False,
     format: str = "auto",
+    skip_existing: bool = False,
 ) -> list[Job]:
     """Decide what becomes what.
 
     Args:
-        inputs: files, folders (their images, sorted) or glob patterns (`**` crosses folders). A file that does not
-            exist is planned all the same, so that the others are still done. Or URIs of files and folders.
+        inputs: files, folders (their images, sorted) or glob patterns (`**` crosses folders; what they match below the
+            output folder is left out, unless they begin there). A file that does not exist is planned all the same, so
+            that the others are still done. Or URIs of files and folders.
         output: a folder, or with exactly one image as input a file: whatever ends in a known image extension and is
             not an existing folder. Suffix and format do not apply to a file. Or a URI of either.
         suffix: goes between the name and its extension.
@@ -54,12 +60,14 @@ def plan(
         recursive: take the folders within input folders too, and mirror them in the output. Links to folders, hidden
             folders and the output folder itself are left out.
         format: "auto" keeps the extension if it can be written and takes .png otherwise; "png", "jpg", "webp", "tiff".
+        skip_existing: what a folder or pattern has and another image would become is an earlier result: leave it out.
 
     Returns:
         One job per image.
 
     Raises:
-        ImageError: no image found, two images with one target, or a target that is itself an input.
+        ImageError: no image found, two images with one target, a target that is itself an input, or an output file of a
+            format that cannot be written.
         ConfigError: a suffix with a path separator, an unknown format, or a format that contradicts the output file.
     """
     output = os.fspath(output)
@@ -68,6 +76,8 @@ def plan(
     wanted = choose(format, FORMATS, "format")
     sources = _sources([*((given, True) for given in inputs), *((given, False) for given in listed)], output, recursive)
     extension = os.path.splitext(remote.split(output)[0])[1].lower()
+    if extension in _FOREIGN and len(sources) == 1 and sources[0].named and not os.path.lexists(output):
+        check_target(output, height=1, width=1, alpha=False)
     if extension in READABLE and not os.path.isdir(output):
         if len(sources) != 1:
             raise ImageError(f"The output '{output}' is one file, but there are {len(sources)} inputs; give a folder.")
@@ -75,13 +85,16 @@ def plan(
             check_target(output, height=1, width=1, alpha=False)
         if wanted and WRITABLE[extension] != WRITABLE[wanted]:
             raise ConfigError(f"The output '{output}' contradicts --format {format}; leave one of them out.")
-        jobs = [Job(sources[0][0], output, True)]
+        jobs = [Job(sources[0].path, output, True)]
     else:
         jobs = [
-            Job(source, remote.join(output, folder, _name(source, suffix, wanted)), bool(wanted))
-            for source, folder in sources
+            Job(source.path, remote.join(output, source.folder, _name(source.path, suffix, wanted)), bool(wanted))
+            for source in sources
         ]
-    _refuse_collisions(jobs)
+    found = {source.path for source in sources if not source.named}
+    if skip_existing:
+        jobs = _without_results(jobs, found)
+    _refuse_collisions(jobs, found)
     return jobs
 
 
@@ -91,29 +104,47 @@ def _name(source: str, suffix: str, wanted: str) -> str:
 
 
 def read_list(file: str | os.PathLike[str]) -> list[str]:
-    """The lines of a file ("-" is stdin) that are not empty: one path or URI each. ConfigError if it cannot be read."""
+    """The lines of a file ("-" is stdin) that are not empty: one path or URI each.
+
+    Raises:
+        ConfigError: it cannot be read, or has NUL bytes.
+    """
     try:
         content = sys.stdin.buffer.read() if os.fspath(file) == "-" else Path(file).read_bytes()
     except OSError as error:
         raise ConfigError(f"Cannot read the list '{file}': {error.strerror}; check the name.") from error
-    lines = (line.removesuffix("\r") for line in os.fsdecode(content).split("\n"))
+    if b"\0" in content:
+        raise ConfigError(
+            f"The list '{file}' has NUL bytes, as from 'find -print0' or UTF-16; give one path a line, in UTF-8."
+        )
+    text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [line for line in lines if line]
 
 
-def _sources(
-    inputs: Sequence[tuple[str | os.PathLike[str], bool]], output: str, recursive: bool
-) -> list[tuple[str, str]]:
-    """All input files in the order given, each with its folder inside the output; a file named twice counts once.
+@dataclass(slots=True)
+class _Source:
+    """An input file, its folder inside the output, and whether it was named itself, not found in a folder or by a pattern."""
+
+    path: str
+    folder: str
+    named: bool
+
+
+def _sources(inputs: Sequence[tuple[str | os.PathLike[str], bool]], output: str, recursive: bool) -> list[_Source]:
+    """All input files in the order given; a file named twice counts once.
 
     Inputs come with whether they may be patterns.
     """
     if not inputs:
         raise ImageError("There is no input; give an image, a folder or a pattern.")
     place = _places()
-    found = {}
+    found: dict[str, _Source] = {}
     for given, pattern in inputs:
-        for source, folder in _expanded(os.fspath(given), output, recursive, pattern):
-            found.setdefault(place(source), (source, folder))
+        name = os.fspath(given)
+        for path, folder in _expanded(name, output, recursive, pattern):
+            source = found.setdefault(place(path), _Source(path, folder, False))
+            source.named |= path == name
     return list(found.values())
 
 
@@ -123,10 +154,7 @@ def _expanded(given: str, output: str, recursive: bool, pattern: bool) -> Iterab
     elif os.path.isdir(given):
         files = list(_in_folder(given, output, recursive))
     elif pattern and glob.has_magic(given) and not os.path.lexists(given):
-        matches = sorted(path for path in glob.iglob(given, recursive=True) if is_picture_name(os.path.basename(path)))
-        files = [(path, "") for path in matches if not os.path.isdir(path)]
-        if not files:
-            raise ImageError(f"No image matches the pattern '{given}'; check it, or name a file or a folder.")
+        files = [(path, "") for path in _matches(given, output)]
     else:
         files = [(given, "")]
     if not files:
@@ -134,6 +162,24 @@ def _expanded(given: str, output: str, recursive: bool, pattern: bool) -> Iterab
         known = " ".join(sorted(READABLE))
         raise ImageError(f"There is no image in the folder '{given}'{hint}; looked for {known}.")
     return files
+
+
+def _matches(pattern: str, output: str) -> list[str]:
+    """The images that a pattern matches, sorted; those below the output folder only if the pattern begins there."""
+    found = sorted(path for path in glob.iglob(pattern, recursive=True) if is_picture_name(os.path.basename(path)))
+    found = [path for path in found if not os.path.isdir(path)]
+    if not found:
+        raise ImageError(f"No image matches the pattern '{pattern}'; check it, or name a file or a folder.")
+    base, place = pattern, _places()
+    while glob.has_magic(base):
+        base = os.path.dirname(base)
+    avoid = os.path.join(os.path.realpath(output), "")
+    if os.path.join(os.path.realpath(base), "").startswith(avoid):
+        return found
+    kept = [path for path in found if not place(path).startswith(avoid)]
+    if not kept:
+        raise ImageError(f"The pattern '{pattern}' matches images in the output folder only; choose another output.")
+    return kept
 
 
 def _of_uri(given: str, output: str, recursive: bool) -> list[tuple[str, str]]:
@@ -182,7 +228,14 @@ def _places():
     return place
 
 
-def _refuse_collisions(jobs: list[Job]) -> None:
+def _without_results(jobs: list[Job], found: set[str]) -> list[Job]:
+    """The jobs less those of `found` inputs that another job makes."""
+    place = _places()
+    makers = {place(job.target): job.source for job in jobs}
+    return [job for job in jobs if job.source not in found or makers.get(place(job.source), job.source) == job.source]
+
+
+def _refuse_collisions(jobs: list[Job], found: set[str]) -> None:
     place = _places()
     inputs = {place(job.source): job.source for job in jobs}
     inputs |= {os.path.realpath(job.source): job.source for job in jobs if os.path.islink(job.source)}
@@ -194,8 +247,15 @@ def _refuse_collisions(jobs: list[Job]) -> None:
         targets[spot] = job.source
         reached = os.path.realpath(spot) if os.path.islink(spot) else spot
         if reached in inputs:
-            victim = "itself" if inputs[reached] == job.source else f"the input '{inputs[reached]}'"
-            raise ImageError(f"Upscaling '{job.source}' would overwrite {victim}; choose another output or suffix.")
+            victim, advice = inputs[reached], "choose another output or suffix"
+            if victim == job.source:
+                told = "itself"
+            elif victim in found:
+                told = f"'{victim}', which is found among the inputs"
+                advice += ", or give --skip-existing if that is an earlier result"
+            else:
+                told = f"the input '{victim}'"
+            raise ImageError(f"Upscaling '{job.source}' would overwrite {told}; {advice}.")
 
 
 def as_png(job: Job) -> Job:
