@@ -22,7 +22,7 @@ samdiffsr train light-cpu --stage diffusion "${common[@]}" --set output="$output
     --set diffusion.encoder="$output/encoder/weights" --set diffusion.start="$output/model" \
     --set diffusion.loss.features_weight=0.3 --set diffusion.loss.adversarial_weight=0.02 \
     --set diffusion.loss.adversarial_start=100 --set diffusion.last_step_share=0.5 \
-    --set diffusion.optim.optimizer=adamw --set diffusion.optim.updates=2000 --set diffusion.optim.warmup=50 \
+    --set diffusion.optim.optimizer=adamw --set diffusion.optim.updates=1800 --set diffusion.optim.warmup=50 \
     --set diffusion.optim.learning_rate=2.0e-4 --set diffusion.optim.beta2=0.99 --set diffusion.optim.ema_decay=0.998 \
     --set diffusion.steps=2 --set diffusion.detail=0.7 --set seed=1
 python runs/ship.py "$output/finish/model" src/samdiffsr/weights/default

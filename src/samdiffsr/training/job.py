@@ -68,11 +68,7 @@ def train(
     validation = config.validation.photos and Validation(config.validation, config.validation.photos)
     active = accelerator.is_main_process
     if active:
-        try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"output folder {job.folder} cannot be made: {error.strerror}.") from None
-        (job.folder / "config.json").write_text(config.model_dump_json(indent=2))
+        _begin(job.folder, config)
     log = Log(job.folder, update=state.update, tensorboard=config.tensorboard, active=active, progress=progress)
 
     def keep(place: Path) -> None:
@@ -178,6 +174,15 @@ def _feed(job: Job, photos: Photos, accelerator: Accelerator) -> Feed:
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
+
+
+def _begin(folder: Path, config: TrainConfig) -> None:
+    """Make the folder and say in it what it is of."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output folder {folder} cannot be made: {error.strerror}.") from None
+    (folder / "config.json").write_text(config.model_dump_json(indent=2))
 
 
 def _claim(folder: Path, state: TrainState, identity: dict, *, resume: bool) -> None:
