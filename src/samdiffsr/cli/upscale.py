@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000  # samdiffsr.images.MAX_PIXELS, which takes numpy to import; a test compares them
 
-Places = Annotated[
-    list[str] | None, typer.Argument(metavar="[PATH]...", help="Inputs, the same as -i.", show_default=False)
-]
+Places = Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Inputs, the same as -i.", show_default=False)]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
