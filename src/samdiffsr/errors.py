@@ -32,3 +32,8 @@ def choose(value: str, choices: dict, name: str):
     except KeyError:
         known = ", ".join(repr(key) for key in choices)
         raise ConfigError(f"{name} is {value!r}, but must be one of {known}.") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or its kind if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

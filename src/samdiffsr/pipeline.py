@@ -19,9 +19,9 @@ from torch import Tensor
 
 from samdiffsr.diffusion.process import SHIFTS, TARGETS
 from samdiffsr.diffusion.schedule import NoiseSchedule
-from samdiffsr.errors import CheckpointError, ConfigError, choose
+from samdiffsr.errors import CheckpointError, ConfigError, choose, first_line
 from samdiffsr.execution import Execution, Recipe
-from samdiffsr.models.loading import LOADING_ERRORS, check_weights, first_line
+from samdiffsr.models.loading import LOADING_ERRORS, check_weights
 from samdiffsr.pixels import OUTPUTS, as_list, as_pixels, finish
 from samdiffsr.sampling import Blocks
 from samdiffsr.tiling import Canvas

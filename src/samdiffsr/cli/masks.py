@@ -38,45 +38,27 @@ MaxPixels = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Refuse photographs with more pixels.  [default: 64000000]")
 ]
 
+
+def _number(metavar: str, told: str, default: float) -> Any:
+    """An option whose default is the segmenter's own: None tells that it was not given."""
+    return typer.Option(metavar=metavar, help=f"{told}  [default: {default}]")
+
+
 # segment-anything's names; the defaults told are those of GeneratorOptions, which a test compares
-PointsPerSide = Annotated[int | None, typer.Option(metavar="N", help="sam: points along each side.  [default: 32]")]
-PointsPerBatch = Annotated[
-    int | None, typer.Option(metavar="N", help="sam: points at once; fewer need less memory.  [default: 64]")
-]
-PredIou = Annotated[
-    float | None, typer.Option(metavar="F", help="sam: least IoU the model predicts of its mask.  [default: 0.88]")
-]
-Stability = Annotated[float | None, typer.Option(metavar="F", help="sam: least stability score.  [default: 0.95]")]
-StabilityOffset = Annotated[
-    float | None, typer.Option(metavar="F", help="sam: offset for the stability score.  [default: 1.0]")
-]
-BoxNms = Annotated[
-    float | None, typer.Option(metavar="F", help="sam: box IoU above which masks are duplicates.  [default: 0.7]")
-]
-CropLayers = Annotated[
-    int | None, typer.Option(metavar="N", help="sam: layers of crops looked at besides the image.  [default: 0]")
-]
-CropNms = Annotated[
-    float | None, typer.Option(metavar="F", help="sam: the same as --box-nms-thresh between crops.  [default: 0.7]")
-]
-CropOverlap = Annotated[
-    float | None, typer.Option(metavar="F", help="sam: overlap of crops, part of the shorter side.  [default: 0.3413]")
-]
-CropDownscale = Annotated[
-    int | None, typer.Option(metavar="N", help="sam: points a side are divided by this each layer.  [default: 1]")
-]
-MinRegion = Annotated[
-    int | None, typer.Option(metavar="N", help="sam: fill holes and drop islands below this many pixels.  [default: 0]")
-]
-Scale = Annotated[
-    float | None, typer.Option(metavar="F", help="classical: larger means larger regions.  [default: 300]")
-]
-Sigma = Annotated[
-    float | None, typer.Option(metavar="F", help="classical: smoothing before, in pixels.  [default: 0.8]")
-]
-MinSize = Annotated[
-    int | None, typer.Option(metavar="N", help="classical: regions of fewer pixels join a neighbour.  [default: 200]")
-]
+PointsPerSide = Annotated[int | None, _number("N", "sam: points along each side.", 32)]
+PointsPerBatch = Annotated[int | None, _number("N", "sam: points at once; fewer need less memory.", 64)]
+PredIou = Annotated[float | None, _number("F", "sam: least IoU the model predicts of its mask.", 0.88)]
+Stability = Annotated[float | None, _number("F", "sam: least stability score.", 0.95)]
+StabilityOffset = Annotated[float | None, _number("F", "sam: offset for the stability score.", 1.0)]
+BoxNms = Annotated[float | None, _number("F", "sam: box IoU above which masks are duplicates.", 0.7)]
+CropLayers = Annotated[int | None, _number("N", "sam: layers of crops looked at besides the image.", 0)]
+CropNms = Annotated[float | None, _number("F", "sam: the same as --box-nms-thresh between crops.", 0.7)]
+CropOverlap = Annotated[float | None, _number("F", "sam: overlap of crops, part of the shorter side.", 0.3413)]
+CropDownscale = Annotated[int | None, _number("N", "sam: points a side are divided by this each layer.", 1)]
+MinRegion = Annotated[int | None, _number("N", "sam: fill holes and drop islands below this many pixels.", 0)]
+Scale = Annotated[float | None, _number("F", "classical: larger means larger regions.", 300)]
+Sigma = Annotated[float | None, _number("F", "classical: smoothing before, in pixels.", 0.8)]
+MinSize = Annotated[int | None, _number("N", "classical: regions of fewer pixels join a neighbour.", 200)]
 
 
 def register(app: typer.Typer) -> None:

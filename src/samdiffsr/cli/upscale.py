@@ -174,11 +174,12 @@ def _tell_ignored(jobs: "list[Job]", output: str, quality: int | None, suffix: s
     from samdiffsr.images import WRITABLE
     from samdiffsr.upscale import remote
 
-    endings = {os.path.splitext(remote.split(job.target)[0])[1].lower() for job in jobs}
     told = []
-    if quality is not None and not {WRITABLE[ending] for ending in endings} & {"JPEG", "WEBP"}:
-        told.append("--quality is ignored, for no output is JPEG or WebP")
-    if suffix is not None and [job.target for job in jobs] == [output]:
+    if quality is not None:
+        endings = {os.path.splitext(remote.split(job.target)[0])[1].lower() for job in jobs}
+        if not {WRITABLE[ending] for ending in endings} & {"JPEG", "WEBP"}:
+            told.append("--quality is ignored, for no output is JPEG or WebP")
+    if suffix is not None and len(jobs) == 1 and jobs[0].target == output:
         told.append("--suffix is ignored, for the output is one file")
     if told:
         typer.echo(f"Note: {'; '.join(told)}.", err=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch.nn import functional as F
 
-from samdiffsr.errors import CheckpointError, MaskError
+from samdiffsr.errors import CheckpointError, MaskError, first_line
 from samdiffsr.masks.generate import GeneratorOptions, generate_masks
 from samdiffsr.masks.segment import Region
 
@@ -171,7 +171,7 @@ def load_sam(name: str = DEFAULT_MODEL, device: str = "cpu") -> SamPointModel:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if path.is_dir():
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise CheckpointError(f"The SAM model in '{name}' cannot be loaded ({reason}); get it again.") from error
         raise CheckpointError(_how_to_get(name)) from error
     lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])  # left random

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from samdiffsr.errors import CheckpointError
+from samdiffsr.errors import CheckpointError, first_line
 
 # What a damaged or foreign folder makes diffusers and torch raise. Theirs are long; the first line says what it is.
 LOADING_ERRORS = (
@@ -21,11 +21,6 @@ LOADING_ERRORS = (
     ArithmeticError,
     SafetensorError,
 )
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's message, or its kind if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def load_network(kind: type[nn.Module], folder: Path) -> Any:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from samdiffsr.errors import CheckpointError
+from samdiffsr.errors import CheckpointError, first_line
 
 STAGES = (("conv1_1", "conv1_2"), ("conv2_1", "conv2_2"), ("conv3_1", "conv3_2", "conv3_3"))
 POOLED = 4  # pixels that the two poolings merge along each axis
@@ -86,5 +86,4 @@ def _read(file: Path) -> tuple[dict[str, Tensor], tuple]:
     except KeyError as error:
         raise CheckpointError(f"feature weights {file} have no tensor {error}.") from None
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"feature weights {file} cannot be read: {reason}") from None
+        raise CheckpointError(f"feature weights {file} cannot be read: {first_line(error)}") from None
