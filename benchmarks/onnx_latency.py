@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 
 from samdiffsr import SamDiffSRPipeline
-from samdiffsr.onnx_runner import Upscaler, gaussian
+from samdiffsr.export.run_onnx import Upscaler, gaussian
 
 
 def in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

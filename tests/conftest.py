@@ -29,7 +29,7 @@ def tiny_pipe():
     from diffusers import DDIMScheduler
 
     from samdiffsr import LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRPipeline
-    from samdiffsr.pipeline import make_scheduler
+    from samdiffsr.sampling.schedulers import make_scheduler
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

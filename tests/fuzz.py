@@ -141,7 +141,7 @@ def work() -> None:
     from samdiffsr import LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRPipeline
     from samdiffsr.errors import ImageError
     from samdiffsr.images import read_image
-    from samdiffsr.pipeline import make_scheduler
+    from samdiffsr.sampling.schedulers import make_scheduler
     from samdiffsr.upscale import Job, Settings, upscale_files
 
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import pytest
 from conftest import noise_image
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.upscale import Job, Progress, Report, Settings, load_model, plan, upscale_anywhere, upscale_files
-from samdiffsr.upscale.anywhere import Work, _pipeline, upscale_work
+from samdiffsr.upscale.cluster import Work, _pipeline, upscale_work
 
 pytest.importorskip("pyarrow")
 
@@ -122,15 +122,15 @@ def test_what_could_not_be_moved_is_removed(
     tiny_pipe_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The target turns into a folder while the work goes on."""
-    from samdiffsr.upscale import remote
+    from samdiffsr.upscale import uris
 
-    source, target, store = noise_image(tmp_path / "a.png"), tmp_path / "o" / "a_x4.png", remote.store
+    source, target, store = noise_image(tmp_path / "a.png"), tmp_path / "o" / "a_x4.png", uris.store
 
     def meanwhile(file: Path, uri: str) -> None:
         (target / "full").mkdir(parents=True)
         store(file, uri)
 
-    monkeypatch.setattr(remote, "store", meanwhile)
+    monkeypatch.setattr(uris, "store", meanwhile)
     report = upscale(tiny_pipe_dir, [source], target.parent.as_uri())
     assert report.failed[0][1].startswith(f"Cannot write '{target.as_uri()}': ") and not report.done
     assert os.listdir(target.parent) == ["a_x4.png"] and os.listdir(target) == ["full"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from samdiffsr.convert import load_released, read_released, read_released_encoder
 from samdiffsr.errors import CheckpointError
+from samdiffsr.released import load_released, read_released, read_released_encoder
 from samdiffsr.resize import imresize
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -1,23 +1,19 @@
-"""Masks on disk, aligned crops of a prepared folder, and streams of its shards."""
+"""Masks on disk and aligned crops of a prepared folder."""
 
-import itertools
 import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
-import webdataset
 from PIL import Image
 from pycocotools import mask as coco
 
 from samdiffsr import SamDiffSRError, imresize
 from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
 from samdiffsr.data.prepare import prepare_folder
-from samdiffsr.data.shards import stem_of
-from samdiffsr.data.stream import rank_urls, shard_urls, stream_batches
 from samdiffsr.data.transforms import JointCrop
-from samdiffsr.masks.store import decode, read_records
+from samdiffsr.masks.records import decode, read_records
 
 
 def write_masks(path, masks):
@@ -210,66 +206,6 @@ def test_a_prepared_folder_goes_to_another_process(photos):
     content = pickle.dumps(data)
     assert len(content) < 5000
     assert pickle.loads(content).batch(0, 0, 4).hr.equal(batch.hr)
-
-
-def test_webdataset_reads_the_shards(photos):
-    (photos / "hr/a.png").rename(photos / "hr/a.v1.50%.png")
-    (photos / "masks/a.json").rename(photos / "masks/a.v1.50%.json")
-    prepare(photos, images_per_shard=1)
-    images = PreparedPhotos(photos / "out", crop_lr=4, candidates=1, flips=True).images
-    urls = shard_urls(photos / "out")
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
-    assert [stem_of(sample["__key__"]) for sample in samples] == images.stems == ["a.v1.50%", "b"]
-    for sample, example in zip(samples, images, strict=True):
-        for part, array in zip(("hr", "lr", "structure"), example, strict=True):
-            assert sample[f"{part}.npy"].dtype == array.dtype
-            assert np.array_equal(sample[f"{part}.npy"], array)
-
-
-def six_photos(folder):
-    """Six photographs of one colour each, in six shards."""
-    (folder / "hr").mkdir()
-    (folder / "masks").mkdir()
-    for number in range(6):
-        Image.new("RGB", (24, 20), (40 * number, 0, 0)).save(folder / f"hr/{number}.png")
-        write_masks(folder / f"masks/{number}.json", [np.ones((20, 24), bool)])
-    prepare(folder, images_per_shard=1)
-    return shard_urls(folder / "out")
-
-
-STREAM = {"crop_lr": 4, "candidates": 2, "flips": True, "batch": 4, "seed": 5}
-
-
-def colours(batches):
-    return sorted(round((float(hr[0, 0, 0]) + 1) * 127.5) for batch in batches for hr in batch.hr)
-
-
-def test_a_stream_shows_every_image_once_an_epoch(tmp_path):
-    urls = six_photos(tmp_path)
-    batches = list(stream_batches(urls, **STREAM, epochs=2, crops_per_image=3, buffer=5))
-    assert [len(batch.hr) for batch in batches] == [4] * 9
-    assert batches[0].lr.shape == (4, 3, 4, 4)
-    assert batches[0].structure.shape == (4, 1, 16, 16)
-    assert colours(batches) == sorted(6 * [40 * number for number in range(6)])
-    again = list(stream_batches(urls, **STREAM, epochs=2, crops_per_image=3, buffer=5))
-    assert all(a.hr.equal(b.hr) for a, b in zip(batches, again, strict=True))
-    other = list(stream_batches(urls, **STREAM | {"seed": 6}, epochs=2, crops_per_image=3, buffer=5))
-    assert not all(a.hr.equal(b.hr) for a, b in zip(batches, other, strict=True))
-
-
-def test_processes_share_the_shards_of_a_stream(tmp_path):
-    urls = six_photos(tmp_path)
-    streams = [stream_batches(urls, **STREAM, epochs=1, crops_per_image=1, rank=rank, world=3) for rank in range(3)]
-    seen = [colours(stream) for stream in streams]
-    assert [len(part) for part in seen] == [2, 2, 2]
-    assert sorted(itertools.chain(*seen)) == [40 * number for number in range(6)]
-    assert rank_urls(urls, seed=0, epoch=0, rank=0, world=1) != rank_urls(urls, seed=0, epoch=1, rank=0, world=1)
-    with pytest.raises(SamDiffSRError, match="6 shards"):
-        next(stream_batches(urls, **STREAM, world=7))
-    with pytest.raises(SamDiffSRError, match="rank is 3"):
-        next(stream_batches(urls, **STREAM, rank=3, world=3))
-    with pytest.raises(SamDiffSRError, match="9x9"):
-        next(stream_batches(urls, **STREAM | {"crop_lr": 9}))
 
 
 def test_a_folder_that_is_not_what_its_manifest_says_is_refused(photos):

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from samdiffsr import ModulatedProcess, NoiseSchedule, SamDiffSRError
 from samdiffsr.diffusion.process import SHIFTS, TARGETS
-from samdiffsr.pipeline import make_scheduler
+from samdiffsr.sampling.schedulers import make_scheduler
 
 COSINE = NoiseSchedule.cosine(100)
 shifts = pytest.mark.parametrize("shift", SHIFTS)

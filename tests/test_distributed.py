@@ -10,7 +10,7 @@ from PIL import Image
 
 from samdiffsr import SamDiffSRError
 from samdiffsr.cli import main
-from samdiffsr.distributed import cluster, cluster_map, on_cluster
+from samdiffsr.workers import cluster, cluster_map, on_cluster
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(600)  # a worker process takes seconds to start, and on a busy machine many
@@ -68,7 +68,7 @@ def test_gpus_that_are_not_there_are_an_error(two_nodes):
 
 def test_no_cluster_is_one_sentence(tmp_path: Path):
     code = (
-        "from samdiffsr.distributed import cluster\nfrom samdiffsr import SamDiffSRError\n"
+        "from samdiffsr.workers import cluster\nfrom samdiffsr import SamDiffSRError\n"
         "try:\n    with cluster('127.0.0.1:9'): pass\nexcept SamDiffSRError as error: print('told:', error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)

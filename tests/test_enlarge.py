@@ -11,8 +11,8 @@ from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.images import Picture, read_image, to_16_bit
 from samdiffsr.resize import imresize
 from samdiffsr.upscale import Goal, enlarge, load_model
-from samdiffsr.upscale.goal import passes
-from samdiffsr.upscale.picture import bleed, check_size, consistent, with_mean_of
+from samdiffsr.upscale.enlarge import bleed, check_size, consistent, with_mean_of
+from samdiffsr.upscale.size import passes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RNG = np.random.default_rng(11)

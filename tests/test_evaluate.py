@@ -14,9 +14,9 @@ from PIL import Image
 
 from samdiffsr import SamDiffSRPipeline, imresize
 from samdiffsr.cli import main
+from samdiffsr.evaluation.html import to_html
 from samdiffsr.evaluation.methods import baseline, model, outputs
 from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, psnr_y, ssim_rgb
-from samdiffsr.evaluation.page import to_html
 from samdiffsr.evaluation.pairs import find_pairs, read_pair
 
 
@@ -170,11 +170,11 @@ def test_the_page_needs_nothing_else(bench, evaluate, full):
     evaluate(*full, "--pictures", 1)
     text = (bench / "report/report.html").read_text()
     page = _Page(text)
-    assert "<!--" not in text and "b" not in page.tags[: page.tags.index("section")]
-    assert page.tags.count("section") == 1 and page.tags.count("img") == 7  # HR, LR, five methods
-    assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
+    assert "<!--" not in text and "b" not in html.tags[: html.tags.index("section")]
+    assert html.tags.count("section") == 1 and html.tags.count("img") == 7  # HR, LR, five methods
+    assert all(source.startswith("data:image/webp;base64,") for source in html.sources)
     assert not re.search(r"https?://|@import|url\(", text)
-    assert "1 of 2 images" in page.text and "a<b" in page.text and "quoted as printed" in page.text
+    assert "1 of 2 images" in html.text and "a<b" in html.text and "quoted as printed" in html.text
     assert "default-src 'none'" in text
 
 
@@ -349,12 +349,12 @@ def test_line_breaks_in_names_break_no_table(bench, evaluate):
 
 
 def test_the_page_stops_at_its_limit(bench, evaluate, monkeypatch):
-    from samdiffsr.evaluation import page
+    from samdiffsr.evaluation import html
 
     evaluate("--baseline", "bicubic")
     report = read(bench / "report")
     pictures = {name: {"HR": photo(600, 530)} for name in report["figures"]["images"]}
     text = to_html(report, pictures)
     assert "2 of 2 images" in text and text.count('<img width="512" height="512"') == 2
-    monkeypatch.setattr(page, "LIMIT", len(text) // 2 + 1000)
+    monkeypatch.setattr(html, "LIMIT", len(text) // 2 + 1000)
     assert "1 of 2 images" in to_html(report, pictures)

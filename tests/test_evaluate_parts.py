@@ -10,7 +10,7 @@ from PIL import Image
 from samdiffsr import SamDiffSRError
 from samdiffsr.evaluation import methods
 from samdiffsr.evaluation.benchmark import Memory
-from samdiffsr.evaluation.page import _busiest
+from samdiffsr.evaluation.html import _busiest
 from samdiffsr.evaluation.pairs import find_pairs, match, read_pair
 from samdiffsr.evaluation.report import markdown_table
 from test_evaluate import save
@@ -80,7 +80,7 @@ def test_wrong_model_specifications(spec):
 
 
 def test_a_scheduler_by_name_is_the_one_training_saves(tiny_pipe):
-    from samdiffsr.schedulers import use_scheduler
+    from samdiffsr.sampling.schedulers import use_scheduler
 
     before = dict(tiny_pipe.scheduler.config)  # made by make_scheduler: DDIM, trailing
     use_scheduler(tiny_pipe, "lcm")

@@ -23,12 +23,12 @@ from samdiffsr import (
     SamDiffSRPipeline,
     imresize,
 )
-from samdiffsr import export as export_module
 from samdiffsr.cli import main
-from samdiffsr.export import describe, export
-from samdiffsr.onnx_runner import Upscaler, bicubic, gaussian
-from samdiffsr.onnx_runner import main as run_onnx
-from samdiffsr.pipeline import make_scheduler
+from samdiffsr.export import to_onnx as export_module
+from samdiffsr.export.run_onnx import Upscaler, bicubic, gaussian
+from samdiffsr.export.run_onnx import main as run_onnx
+from samdiffsr.export.to_onnx import describe, export
+from samdiffsr.sampling.schedulers import make_scheduler
 
 SIZES = [(7, 5), (33, 20), (1, 1)]
 
@@ -354,7 +354,7 @@ def test_command_line_errors_are_one_sentence(tmp_path, tiny_pipe_dir, capsys, m
         assert samdiffsr("export", *arguments) == 2
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1
-    monkeypatch.delitem(sys.modules, "samdiffsr.export")
+    monkeypatch.delitem(sys.modules, "samdiffsr.export.to_onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert samdiffsr("export", "-m", tiny_pipe_dir, "-o", tmp_path / "m") == 2
     assert "pip install 'samdiffsr[onnx]'" in capsys.readouterr().err

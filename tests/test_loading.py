@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError, SamDiffSRPipeline
-from samdiffsr.models.loading import load_network
+from samdiffsr.models.weights import load_network
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from samdiffsr import SamDiffSRError
-from samdiffsr.evaluation import weights
+from samdiffsr.evaluation import downloads
 from samdiffsr.evaluation.benchmark import perceptual
+from samdiffsr.evaluation.downloads import PUBLISHED, Published, load_published, published_file
 from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
-from samdiffsr.evaluation.weights import PUBLISHED, Published, load_published, published_file
 
 
 def publish(monkeypatch, file, tensors):
@@ -48,7 +48,7 @@ HEADS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
 
 
 def features(trunk):
-    """`features` of the published network, as its authors build it, with random weights."""
+    """`features` of the published network, as its authors build it, with random downloads."""
     layers = []
     for index in range(max(POOL[trunk]) + 1):
         if index in CONV[trunk]:
@@ -114,7 +114,7 @@ def test_lpips_among_the_judges(published, tmp_path):
     judges = perceptual([f"lpips-{trunk}"], tmp_path, images=1)
     assert judges.distances[f"lpips-{trunk}"](a, b) == LPIPS(trunk, tmp_path)(a, b)
     files = (TRUNKS[trunk].weights, TRUNKS[trunk].heads)
-    assert judges.weights == {name: weights.sha256(tmp_path / name) for name in files}
+    assert judges.weights == {name: downloads.sha256(tmp_path / name) for name in files}
 
 
 def test_lpips_refuses_what_it_cannot_compare(published, tmp_path):
@@ -182,6 +182,6 @@ def test_a_file_of_another_content_is_refused(elsewhere, tmp_path):
 
 def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert weights.default_folder() == tmp_path / "samdiffsr"
+    assert downloads.default_folder() == tmp_path / "samdiffsr"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert weights.default_folder().parts[-2:] == (".cache", "samdiffsr")
+    assert downloads.default_folder().parts[-2:] == (".cache", "samdiffsr")

@@ -20,11 +20,11 @@ from samdiffsr import SamDiffSRError
 from samdiffsr.cli import main
 from samdiffsr.cli.masks import _pace
 from samdiffsr.images import read_image
-from samdiffsr.masks.classical import ClassicalSegmenter
+from samdiffsr.masks.automatic import GeneratorOptions
+from samdiffsr.masks.felzenszwalb import ClassicalSegmenter
 from samdiffsr.masks.folder import MaskJob, list_photographs, make_masks, mask_folder
-from samdiffsr.masks.generate import GeneratorOptions
+from samdiffsr.masks.records import read_records
 from samdiffsr.masks.sam import SamRecipe, SamSegmenter
-from samdiffsr.masks.store import read_records
 from tiny_sam import tiny_sam
 
 RECIPE = ClassicalSegmenter(min_size=20)

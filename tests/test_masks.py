@@ -11,13 +11,13 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samdiffsr import SamDiffSRError
-from samdiffsr.masks import generate
-from samdiffsr.masks.classical import ClassicalSegmenter
-from samdiffsr.masks.generate import GeneratorOptions, generate_masks, suppress
+from samdiffsr.masks import automatic
+from samdiffsr.masks.automatic import GeneratorOptions, generate_masks, suppress
+from samdiffsr.masks.felzenszwalb import ClassicalSegmenter
 from samdiffsr.masks.preview import contact_sheet, overlay
-from samdiffsr.masks.runs import decode_mask, encode_mask, encode_runs, run_lengths
-from samdiffsr.masks.segment import Region, box_of, xywh
-from samdiffsr.masks.store import decode, read_records, write_records
+from samdiffsr.masks.records import decode, read_records, write_records
+from samdiffsr.masks.region import Region, box_of, xywh
+from samdiffsr.masks.rle import decode_mask, encode_mask, encode_runs, run_lengths
 
 bitmaps = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 boxes = hnp.arrays(np.int64, st.tuples(st.integers(0, 30), st.just(4)), elements=st.integers(0, 20)).map(
@@ -198,13 +198,13 @@ def test_equal_scores_keep_their_order():
 @given(bitmaps, st.integers(1, 30))
 def test_holes_and_islands(mask, least):
     """Against a flood fill written out: small parts change side, all others stay; of small parts only, one stays."""
-    filled = generate.without_holes(mask, least)
+    filled = automatic.without_holes(mask, least)
     parts = [part for part in flood(~mask) if len(part) < least]
     expected = mask.copy()
     for part in parts:
         expected[tuple(np.array(part).T)] = True
     assert np.array_equal(filled, expected)
-    cleaned = generate.without_islands(mask, least)
+    cleaned = automatic.without_islands(mask, least)
     large = [part for part in flood(mask) if len(part) >= least]
     if large or not mask.any():
         expected = np.zeros_like(mask)
@@ -282,7 +282,7 @@ def test_batches_do_not_change_the_masks():
 def test_crops_cover_the_image(height, width, layers):
     for layer in range(layers + 1):
         seen = np.zeros((height, width), bool)
-        crops = [box for box, level in generate.crop_boxes((height, width), layers, 512 / 1500) if level == layer]
+        crops = [box for box, level in automatic.crop_boxes((height, width), layers, 512 / 1500) if level == layer]
         assert 1 <= len(crops) <= 4**layer
         for x0, y0, x1, y1 in crops:
             assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height

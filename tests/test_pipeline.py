@@ -26,7 +26,7 @@ from samdiffsr import (
     SamDiffSRPipeline,
     imresize,
 )
-from samdiffsr.pipeline import make_scheduler
+from samdiffsr.sampling.schedulers import make_scheduler
 
 
 def seeded(seed=0):

@@ -31,8 +31,8 @@ from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
 from samdiffsr.data.example import PrepareOptions
 from samdiffsr.data.prepare import IMAGES_PER_SHARD, cut, plan_shards, prepare_shard
 from samdiffsr.data.shards import key_of, stem_of, whole_file
-from samdiffsr.masks.runs import region_pixels
-from samdiffsr.processes import in_processes
+from samdiffsr.masks.rle import region_pixels
+from samdiffsr.workers import in_processes
 from test_data import photos, prepare, write_masks  # noqa: F401 - a fixture
 
 OPTIONS = PrepareOptions()
@@ -245,7 +245,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from samdiffsr.data.prepare import prepare_folder
-from samdiffsr.processes import in_processes
+from samdiffsr.workers import in_processes
 folder = Path(sys.argv[1])
 prepare_folder(folder / "hr", folder / "masks", folder / "out", images_per_shard=2,
     run=partial(in_processes, workers=int(sys.argv[2])))

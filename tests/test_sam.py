@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from samdiffsr import SamDiffSRError
-from samdiffsr.masks.generate import GeneratorOptions, generate_masks
+from samdiffsr.masks.automatic import GeneratorOptions, generate_masks
 from samdiffsr.masks.sam import SamPointModel, SamRecipe, load_sam
 from tiny_sam import tiny_sam
 

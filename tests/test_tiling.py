@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import samdiffsr.execution
-import samdiffsr.sampling
+import samdiffsr.sampling.noise_blocks
+import samdiffsr.sampling.tiled
 from samdiffsr import (
     ConditionalUNet,
     LightDenoiser,
@@ -20,9 +20,9 @@ from samdiffsr import (
     SamDiffSRError,
     SamDiffSRPipeline,
 )
-from samdiffsr.pipeline import make_scheduler
 from samdiffsr.resize import SCALE
-from samdiffsr.tiling import Canvas, Window, automatic_tile, free_memory, tiles
+from samdiffsr.sampling.schedulers import make_scheduler
+from samdiffsr.sampling.tiles import Canvas, Window, automatic_tile, free_memory, tiles
 
 CPU = torch.device("cpu")
 SCHEDULERS = ["DDPM", "DDIM", "LCM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"]
@@ -65,13 +65,13 @@ def pipe(request):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """As if images were larger: blocks of 40 HR pixels."""
-    monkeypatch.setattr(samdiffsr.sampling, "BLOCK_HR", 40)
+    monkeypatch.setattr(samdiffsr.sampling.noise_blocks, "BLOCK_HR", 40)
 
 
 @pytest.fixture
 def in_files(monkeypatch, tmp_path):
     """As if memory were smaller: state and output go to files, in an own temporary folder."""
-    monkeypatch.setattr(samdiffsr.execution, "STATE_BYTES", 0)
+    monkeypatch.setattr(samdiffsr.sampling.tiled, "STATE_BYTES", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -140,15 +140,15 @@ def test_the_shipped_sizes_say_what_the_structure_implies(network):
 @pytest.mark.parametrize(("size", "block"), [((23, 27), 40), ((25, 10), 40), ((12, 15), 512)])
 def test_the_result_does_not_depend_on_the_tile(pipe, name, size, block, monkeypatch):
     """Blocks on all sides, blocks as wide as the image, and one block; in memory and in files."""
-    monkeypatch.setattr(samdiffsr.sampling, "BLOCK_HR", block)
+    monkeypatch.setattr(samdiffsr.sampling.noise_blocks, "BLOCK_HR", block)
     pipe.scheduler = scheduler(name, pipe.config["target"])
     image = picture(*size)
     whole = upscale(pipe, image, 0)
     assert whole.std() > 0.1
-    monkeypatch.setattr(samdiffsr.execution, "OUTPUT_TILE_LR", 7)
+    monkeypatch.setattr(samdiffsr.sampling.tiled, "OUTPUT_TILE_LR", 7)
     for tile in (8, 13):
         assert np.abs(upscale(pipe, image, tile) - whole).max() < 1e-4, tile
-    monkeypatch.setattr(samdiffsr.execution, "STATE_BYTES", 0)
+    monkeypatch.setattr(samdiffsr.sampling.tiled, "STATE_BYTES", 0)
     assert np.abs(upscale(pipe, image, 8) - whole).max() < 1e-4
     assert np.array_equal(upscale(pipe, image, 0), whole)
 
@@ -352,7 +352,7 @@ def test_a_canvas_gives_back_what_was_written(in_file, dtype):
 def test_every_output_type_is_the_same_from_files(tiny_pipe, monkeypatch, output_type):
     image = picture(9, 7)
     expected = upscale(tiny_pipe, image, 4, output_type=output_type)
-    monkeypatch.setattr(samdiffsr.execution, "STATE_BYTES", 0)
+    monkeypatch.setattr(samdiffsr.sampling.tiled, "STATE_BYTES", 0)
     np.testing.assert_array_equal(
         np.asarray(upscale(tiny_pipe, image, 4, output_type=output_type)), np.asarray(expected)
     )

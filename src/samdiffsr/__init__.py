@@ -19,7 +19,7 @@ _HOME = {
     "SamDiffSRPipeline": "samdiffsr.pipeline",
     "imresize": "samdiffsr.resize",
     "imresize_tensor": "samdiffsr.resize",
-    "load_released": "samdiffsr.convert",
+    "load_released": "samdiffsr.released",
     "structure_map": "samdiffsr.structure",
 }
 # diffusers loads a component from the module that model_index.json names, and looks there for its base class too.
@@ -27,7 +27,6 @@ _BASE = {"ModelMixin": "diffusers"}
 __all__ = [*sorted(_HOME), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from samdiffsr.convert import load_released as load_released
     from samdiffsr.diffusion.process import ModulatedProcess as ModulatedProcess
     from samdiffsr.diffusion.schedule import NoiseSchedule as NoiseSchedule
     from samdiffsr.errors import SamDiffSRError as SamDiffSRError
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from samdiffsr.models.light import LightEncoder as LightEncoder
     from samdiffsr.models.unet import ConditionalUNet as ConditionalUNet
     from samdiffsr.pipeline import SamDiffSRPipeline as SamDiffSRPipeline
+    from samdiffsr.released import load_released as load_released
     from samdiffsr.resize import imresize as imresize
     from samdiffsr.resize import imresize_tensor as imresize_tensor
     from samdiffsr.structure import structure_map as structure_map

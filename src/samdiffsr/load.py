@@ -34,7 +34,7 @@ def load_model(name: str | os.PathLike[str], device: str = "auto") -> "SamDiffSR
     where = find_device(device)
     with _no_loading_bar():
         if path.suffix == ".ckpt" and not folder:
-            from samdiffsr.convert import load_released
+            from samdiffsr.released import load_released
 
             pipe = load_released(path)
         else:

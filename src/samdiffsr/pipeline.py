@@ -1,6 +1,5 @@
 """SamDiffSRPipeline: a small image in, one four times larger out. No SAM and no masks are needed here."""
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,22 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from samdiffsr.diffusion.process import SHIFTS, TARGETS
-from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import CheckpointError, ConfigError, choose, first_line
-from samdiffsr.execution import Execution, Recipe
-from samdiffsr.models.loading import LOADING_ERRORS, check_weights
-from samdiffsr.pixels import OUTPUTS, as_list, as_pixels, finish
-from samdiffsr.sampling import Blocks
-from samdiffsr.tiling import Canvas
+from samdiffsr.models.weights import LOADING_ERRORS, check_weights
+from samdiffsr.sampling.noise_blocks import Blocks
+from samdiffsr.sampling.pixels import OUTPUTS, as_list, as_pixels, finish
+from samdiffsr.sampling.schedulers import PREDICTION_TYPE
+from samdiffsr.sampling.tiled import Execution, Recipe
+from samdiffsr.sampling.tiles import Canvas
 
 DEFAULT_MODEL = Path(__file__).with_name("weights") / "default"
-# What a scheduler must be told so that it reads a prediction of each target as what it is.
-PREDICTION_TYPE = {
-    "posterior_noise": "epsilon",
-    "marginal_noise": "epsilon",
-    "sample": "sample",
-    "velocity": "v_prediction",
-}
 Callback = Callable[[Any, int, int, dict], dict | None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -44,24 +36,6 @@ class SamDiffSROutput(BaseOutput):
     (H, W, 3) or (3, H, W) if their sizes differ; or a list of uint8 or uint16 numpy (H, W, 3) that use the full range."""
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor] | np.ndarray | Tensor
-
-
-def make_scheduler(cls: type, schedule: NoiseSchedule, target: str, **options: Any) -> Any:
-    """A stock diffusers scheduler of class `cls` on our table of betas that reads predictions of `target` aright.
-
-    Clipping of x_0 to [-1, 1] is on wherever it is valid and the scheduler knows it.
-    """
-    known = inspect.signature(cls.__init__).parameters
-    if "clip_sample" in known:
-        options.setdefault("clip_sample", target != "posterior_noise")
-    if "original_inference_steps" in known:  # LCMScheduler can take no more steps than these, 50 by default
-        options.setdefault("original_inference_steps", len(schedule))
-    return cls(
-        num_train_timesteps=len(schedule),
-        trained_betas=schedule.betas.tolist(),
-        prediction_type=choose(target, PREDICTION_TYPE, "target"),
-        **options,
-    )
 
 
 class SamDiffSRPipeline(DiffusionPipeline):

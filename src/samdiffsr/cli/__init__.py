@@ -29,7 +29,6 @@ EXTRAS = {
     "pytorch_optimizer": "train",
     "tensorboard": "train",
     "ray": "ray",
-    "webdataset": "train",
     "yaml": "train",
     "transformers": "sam",
     "skimage": "sam",

@@ -22,9 +22,9 @@ def convert(checkpoint: Checkpoint, output: Output, released_preprocessing: Rele
 
     `samdiffsr upscale -m FOLDER` then uses it.
     """
-    from samdiffsr.convert import load_released
     from samdiffsr.errors import ConfigError
     from samdiffsr.files import whole_folder
+    from samdiffsr.released import load_released
 
     if output.exists():
         raise ConfigError(f"output {output} exists already; name a new folder.")

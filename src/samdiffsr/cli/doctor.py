@@ -94,7 +94,7 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    from samdiffsr.tiling import free_memory
+    from samdiffsr.sampling.tiles import free_memory
 
     found: dict[str, Any] = {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if (free := free_memory(torch.device("cpu"))) is not None:

@@ -80,7 +80,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from samdiffsr.evaluation import benchmark, methods, page, pairs, report, weights
+    from samdiffsr.evaluation import benchmark, downloads, html, methods, pairs, report
 
     numbers = _seeds(seeds)
     _claim(output, overwrite)
@@ -95,7 +95,7 @@ def evaluate(
         if others:
             notes.append(f"{len(others)} images in the folder of {row.label!r} belong to no HR image")
     rows += [methods.model(spec, device) for spec in model or []]
-    folder = weights_dir or weights.default_folder()
+    folder = weights_dir or downloads.default_folder()
     judges = benchmark.perceptual(perceptual or [], folder, images=len(found))
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -121,7 +121,7 @@ def evaluate(
     }
     title = hr.resolve().parent.name if hr.name.upper() == "HR" else hr.resolve().name
     whole = report.document(result, rows, title=title, settings=settings, judges=judges, published=published)
-    files = report.write_reports(whole, page.to_html(whole, result.pictures), output)
+    files = report.write_reports(whole, html.to_html(whole, result.pictures), output)
     typer.echo(report.markdown_table(report.summary_table(whole)) + "\n")
     for line in [*report.protocol_lines(whole), *(f"Note: {note}." for note in result.notes[:NOTES])]:
         typer.echo(line)

@@ -32,9 +32,9 @@ def export(
 
     `python FOLDER/run_onnx.py in.png out.png` then upscales without torch.
     """
-    from samdiffsr.export import export as write
+    from samdiffsr.export.to_onnx import export as write
     from samdiffsr.load import load_model
-    from samdiffsr.schedulers import use_scheduler
+    from samdiffsr.sampling.schedulers import use_scheduler
 
     pipe = load_model(model, "cpu")
     if scheduler is not None:

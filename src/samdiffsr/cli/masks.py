@@ -14,7 +14,7 @@ from samdiffsr.cli.options import Cluster
 from samdiffsr.errors import ConfigError, choose
 
 if TYPE_CHECKING:
-    from samdiffsr.masks.segment import Recipe
+    from samdiffsr.masks.region import Recipe
 
 Input = Annotated[Path, typer.Option("-i", "--input", metavar="DIR", help="Folder of photographs.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of masks, made if need be.")]
@@ -103,7 +103,7 @@ def masks(
     recipe, part = _recipe(segmenter, given), _shard(shard)
     run = None
     if cluster:
-        from samdiffsr.distributed import on_cluster
+        from samdiffsr.workers import on_cluster
 
         run = partial(on_cluster, cluster, make_masks, gpus=int((device or "").startswith("cuda")))
         input, output = input.absolute(), output.absolute()  # a worker has another working folder
@@ -145,10 +145,10 @@ def _recipe(segmenter: str, given: dict[str, Any]) -> "Recipe":
         if name in given and not (name == "device" and asked == "auto"):
             raise ConfigError(f"--{name.replace('_', '-')} is no option of the segmenter {segmenter!r}; leave it out.")
     if segmenter == "classical":
-        from samdiffsr.masks.classical import ClassicalSegmenter
+        from samdiffsr.masks.felzenszwalb import ClassicalSegmenter
 
         return ClassicalSegmenter(**{name: given[name] for name in _CLASSICAL_OPTIONS if name in given})
-    from samdiffsr.masks.generate import GeneratorOptions
+    from samdiffsr.masks.automatic import GeneratorOptions
     from samdiffsr.masks.sam import DEFAULT_MODEL, SamRecipe
     from samdiffsr.upscale import find_device
 

@@ -61,7 +61,7 @@ def prepare(
 
     from samdiffsr.data.example import PrepareOptions
     from samdiffsr.data.prepare import prepare_folder
-    from samdiffsr.processes import in_processes
+    from samdiffsr.workers import in_processes
 
     if (masks is None) == (structure is None):
         raise ConfigError("give one folder of regions: --masks MASKS or --structure MAPS.")
@@ -75,7 +75,7 @@ def prepare(
     )
     run = partial(in_processes, workers=workers)
     if cluster:
-        from samdiffsr.distributed import on_cluster
+        from samdiffsr.workers import on_cluster
 
         run = partial(on_cluster, cluster)
         input, output = input.absolute(), output.absolute()  # a worker has another working folder

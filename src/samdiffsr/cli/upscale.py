@@ -172,11 +172,11 @@ def _refuse_uris(*paths: str) -> None:
 def _tell_ignored(jobs: "list[Job]", output: str, quality: int | None, suffix: str | None) -> None:
     """Say which options have nothing to act on."""
     from samdiffsr.images import WRITABLE
-    from samdiffsr.upscale import remote
+    from samdiffsr.upscale import uris
 
     told = []
     if quality is not None:
-        endings = {os.path.splitext(remote.split(job.target)[0])[1].lower() for job in jobs}
+        endings = {os.path.splitext(uris.split(job.target)[0])[1].lower() for job in jobs}
         if not {WRITABLE[ending] for ending in endings} & {"JPEG", "WEBP"}:
             told.append("--quality is ignored, for no output is JPEG or WebP")
     if suffix is not None and len(jobs) == 1 and jobs[0].target == output:
@@ -194,7 +194,7 @@ def _work(
     if cluster is None:
         upscale_files(lambda: load_model(model, device), jobs, settings, **observers)
         return
-    from samdiffsr.distributed import on_cluster
+    from samdiffsr.workers import on_cluster
 
     if device.startswith("cuda:"):
         raise ConfigError(f"--device is {device!r}, but on a cluster each worker has its own GPU; give cuda.")

@@ -11,8 +11,8 @@ import numpy as np
 from samdiffsr.data.shards import MEMBERS, Example
 from samdiffsr.errors import ImageError, MaskError, choose
 from samdiffsr.images import MAX_PIXELS, read_image
-from samdiffsr.masks.runs import region_pixels
-from samdiffsr.masks.store import read_records
+from samdiffsr.masks.records import read_records
+from samdiffsr.masks.rle import region_pixels
 from samdiffsr.resize import SCALE, imresize
 from samdiffsr.structure import Encoding, MeanOver, Overlap, structure_map, structure_of_regions
 

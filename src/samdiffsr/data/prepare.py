@@ -20,8 +20,8 @@ from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
 from samdiffsr.data.shards import TEMPORARY, ShardWriter, read_manifest, whole_file, write_json
 from samdiffsr.errors import ConfigError, SamDiffSRError, choose
 from samdiffsr.images import is_picture_name
-from samdiffsr.processes import in_processes
 from samdiffsr.resize import SCALE
+from samdiffsr.workers import in_processes
 
 IMAGES_PER_SHARD = 64
 TOLD = 100  # bad files named at the end of a run

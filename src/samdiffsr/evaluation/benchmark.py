@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from samdiffsr.errors import ConfigError, ImageError, choose
+from samdiffsr.evaluation.downloads import PUBLISHED, sha256
 from samdiffsr.evaluation.fid import FEATURES, InceptionFeatures, frechet_distance
 from samdiffsr.evaluation.fid import WEIGHTS as INCEPTION
 from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
@@ -33,7 +34,6 @@ from samdiffsr.evaluation.metrics import (
     ssim_y,
 )
 from samdiffsr.evaluation.pairs import Images, Pair, check_sizes, read_pair
-from samdiffsr.evaluation.weights import PUBLISHED, sha256
 from samdiffsr.resize import SCALE
 
 FID_LEAST = 100

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samdiffsr.errors import ConfigError
-from samdiffsr.evaluation.weights import load_published
+from samdiffsr.evaluation.downloads import load_published
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 FEATURES, SIDE = 2048, 299

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samdiffsr.errors import ImageError, choose
-from samdiffsr.evaluation.weights import load_published
+from samdiffsr.evaluation.downloads import load_published
 
 # LPIPS normalises images in [-1, 1] with these, by channel (version 0.0 did not).
 SHIFT, SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

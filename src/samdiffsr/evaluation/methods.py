@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from samdiffsr.errors import ConfigError, choose
+from samdiffsr.evaluation.downloads import sha256
 from samdiffsr.evaluation.pairs import Images, match, read_result
-from samdiffsr.evaluation.weights import sha256
 from samdiffsr.load import load_model
 from samdiffsr.pipeline import DEFAULT_MODEL, SamDiffSRPipeline
 from samdiffsr.resize import SCALE, imresize
-from samdiffsr.schedulers import use_scheduler
+from samdiffsr.sampling.schedulers import use_scheduler
 
 
 @dataclass(frozen=True)

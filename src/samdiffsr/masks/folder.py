@@ -19,9 +19,9 @@ from typing import Any
 from samdiffsr.errors import ConfigError, ImageError, MaskError
 from samdiffsr.images import MAX_PIXELS, is_picture_name, read_image, write_whole
 from samdiffsr.masks.preview import contact_sheet, write_preview
-from samdiffsr.masks.segment import Recipe, Segmenter
-from samdiffsr.masks.store import read_records, write_records
-from samdiffsr.processes import in_processes
+from samdiffsr.masks.records import read_records, write_records
+from samdiffsr.masks.region import Recipe, Segmenter
+from samdiffsr.workers import in_processes
 
 OPTIONS = "masks.options"
 """Beside the masks: the recipe they were made with. JSON, but not .json, which is for the masks of a photograph."""

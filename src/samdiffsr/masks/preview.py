@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from samdiffsr.images import Picture, read_image, write_image
-from samdiffsr.masks.runs import decode_mask, run_lengths
+from samdiffsr.masks.rle import decode_mask, run_lengths
 
 _LONGEST = 1024
 """Longer side of an overlay; large photographs are reduced."""

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 
 from samdiffsr.errors import CheckpointError, MaskError, first_line
-from samdiffsr.masks.generate import GeneratorOptions, generate_masks
-from samdiffsr.masks.segment import Region
+from samdiffsr.masks.automatic import GeneratorOptions, generate_masks
+from samdiffsr.masks.region import Region
 
 DEFAULT_MODEL = "facebook/sam-vit-huge"
 """The model the masks of the paper were made with."""

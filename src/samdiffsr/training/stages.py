@@ -10,10 +10,10 @@ from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.models.encoder import RRDBEncoder
 from samdiffsr.models.light import LightDenoiser, LightEncoder
-from samdiffsr.models.loading import load_network
 from samdiffsr.models.unet import ConditionalUNet
+from samdiffsr.models.weights import load_network
 from samdiffsr.pipeline import SamDiffSRPipeline
-from samdiffsr.schedulers import named_scheduler
+from samdiffsr.sampling.schedulers import named_scheduler
 from samdiffsr.training.config import DiffusionConfig, StageConfig, TrainConfig
 from samdiffsr.training.diffusion import DiffusionStage
 from samdiffsr.training.encoder import EncoderStage

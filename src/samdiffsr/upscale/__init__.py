@@ -7,12 +7,12 @@ Torch and the pipeline are imported inside the functions, so that planning is qu
 """
 
 from samdiffsr.load import find_device, load_model
-from samdiffsr.upscale.anywhere import Work, upscale_anywhere, upscale_work
 from samdiffsr.upscale.batch import Progress, Report, Settings, upscale_files
-from samdiffsr.upscale.goal import Goal
-from samdiffsr.upscale.picture import enlarge
+from samdiffsr.upscale.cluster import Work, upscale_anywhere, upscale_work
+from samdiffsr.upscale.enlarge import enlarge
 from samdiffsr.upscale.plan import FORMATS, Job, plan, read_list
-from samdiffsr.upscale.remote import is_uri
+from samdiffsr.upscale.size import Goal
+from samdiffsr.upscale.uris import is_uri
 
 __all__ = [
     "FORMATS",

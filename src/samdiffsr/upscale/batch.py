@@ -20,9 +20,9 @@ from samdiffsr.images import (
     read_image,
     write_image,
 )
-from samdiffsr.upscale.goal import FOUR_TIMES, Goal
-from samdiffsr.upscale.picture import check_size, enlarge
+from samdiffsr.upscale.enlarge import check_size, enlarge
 from samdiffsr.upscale.plan import Job, as_png
+from samdiffsr.upscale.size import FOUR_TIMES, Goal
 
 if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from samdiffsr.errors import ConfigError, ImageError, choose
 from samdiffsr.images import READABLE, WRITABLE, check_target, is_picture_name
-from samdiffsr.upscale import remote
+from samdiffsr.upscale import uris
 
 FORMATS = {"auto": "", "png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 """What `--format` may be -> the extension it gives."""
@@ -75,7 +75,7 @@ def plan(
         raise ConfigError(f"The suffix is {suffix!r}, but it is part of a file name and cannot contain a separator.")
     wanted = choose(format, FORMATS, "format")
     sources = _sources([*((given, True) for given in inputs), *((given, False) for given in listed)], output, recursive)
-    extension = os.path.splitext(remote.split(output)[0])[1].lower()
+    extension = os.path.splitext(uris.split(output)[0])[1].lower()
     if extension in _FOREIGN and len(sources) == 1 and sources[0].named and not os.path.lexists(output):
         check_target(output, height=1, width=1, alpha=False)
     if extension in READABLE and not os.path.isdir(output):
@@ -88,7 +88,7 @@ def plan(
         jobs = [Job(sources[0].path, output, True)]
     else:
         jobs = [
-            Job(source.path, remote.join(output, source.folder, _name(source.path, suffix, wanted)), bool(wanted))
+            Job(source.path, uris.join(output, source.folder, _name(source.path, suffix, wanted)), bool(wanted))
             for source in sources
         ]
     found = {source.path for source in sources if not source.named}
@@ -99,7 +99,7 @@ def plan(
 
 
 def _name(source: str, suffix: str, wanted: str) -> str:
-    stem, extension = os.path.splitext(remote.name_of(source))
+    stem, extension = os.path.splitext(uris.name_of(source))
     return stem + suffix + (wanted or (extension if extension.lower() in WRITABLE else ".png"))
 
 
@@ -149,7 +149,7 @@ def _sources(inputs: Sequence[tuple[str | os.PathLike[str], bool]], output: str,
 
 
 def _expanded(given: str, output: str, recursive: bool, pattern: bool) -> Iterable[tuple[str, str]]:
-    if remote.is_uri(given):
+    if uris.is_uri(given):
         files = _of_uri(given, output, recursive)
     elif os.path.isdir(given):
         files = list(_in_folder(given, output, recursive))
@@ -184,16 +184,16 @@ def _matches(pattern: str, output: str) -> list[str]:
 
 def _of_uri(given: str, output: str, recursive: bool) -> list[tuple[str, str]]:
     """The images of a folder as `_in_folder` has them. What ends like an image is taken for one: a list may have millions."""
-    if is_picture_name(remote.name_of(given)):
+    if is_picture_name(uris.name_of(given)):
         return [(given, "")]
-    names = remote.listed(given, recursive=recursive)
+    names = uris.listed(given, recursive=recursive)
     if names is None:
         return [(given, "")]
-    avoid = remote.split(output)[0].rstrip("/") + "/"
+    avoid = uris.split(output)[0].rstrip("/") + "/"
     files = []
     for name in names:
         *folders, last = name.split("/")
-        source = remote.join(given, *folders, last)
+        source = uris.join(given, *folders, last)
         if is_picture_name(last) and not any(folder[0] == "." for folder in folders) and not source.startswith(avoid):
             files.append((folders, last, source))
     return [(source, "/".join(folders)) for folders, _, source in sorted(files)]
@@ -222,7 +222,7 @@ def _places():
     real = functools.cache(os.path.realpath)
 
     def place(path: str) -> str:
-        here = remote.local_path(path)
+        here = uris.local_path(path)
         return path if here is None else os.path.join(real(os.path.dirname(here) or "."), os.path.basename(here))
 
     return place
@@ -260,5 +260,5 @@ def _refuse_collisions(jobs: list[Job], found: set[str]) -> None:
 
 def as_png(job: Job) -> Job:
     """The same job with a PNG as its target."""
-    target, options = remote.split(job.target)
+    target, options = uris.split(job.target)
     return Job(job.source, os.path.splitext(target)[0] + ".png" + options, job.fixed)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from samdiffsr.errors import ImageError
-from samdiffsr.pixels import OUTPUTS, crop, encode_pixels
 from samdiffsr.resize import SCALE, imresize_tensor
-from samdiffsr.tiling import (
+from samdiffsr.sampling.pixels import OUTPUTS, crop, encode_pixels
+from samdiffsr.sampling.tiles import (
     LEAST_TILE_LR,
     STATE_BYTES,
     Canvas,
@@ -48,7 +48,7 @@ class Execution:
 
     Args:
         recipe: the model.
-        pixels: (h, w, 3), see `samdiffsr.pixels.as_pixels`.
+        pixels: (h, w, 3), see `samdiffsr.sampling.pixels.as_pixels`.
         tile: side of a tile in LR pixels, 0 for none, None to choose by the free memory.
         note: told in a sentence when memory ran out and the work goes on in smaller tiles.
     """

@@ -14,7 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from samdiffsr.tiling import Canvas, Window
+from samdiffsr.sampling.tiles import Canvas, Window
 
 BLOCK_HR = 512  # part of what a seed means: another value gives other noise to images beyond it
 

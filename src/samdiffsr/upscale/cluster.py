@@ -1,7 +1,7 @@
 """Many files over many machines: what `upscale_files` does, as plain functions of one piece of work each.
 
 from functools import partial
-from samdiffsr.distributed import on_cluster
+from samdiffsr.workers import on_cluster
 
 upscale_anywhere(partial(on_cluster, "auto", upscale_work), plan(["/net/photos"], "s3://bucket/large"))
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from samdiffsr.errors import ImageError
 from samdiffsr.load import load_model
-from samdiffsr.upscale import remote
+from samdiffsr.upscale import uris
 from samdiffsr.upscale.batch import Progress, Report, Settings, sweep, upscale_files
 from samdiffsr.upscale.plan import Job, as_png
 
@@ -78,8 +78,8 @@ def upscale_work(work: Work) -> tuple[Report, float]:
         for job in made.done:
             named = here.named(job)
             try:
-                if remote.is_uri(named.target):
-                    remote.store(Path(job.target), named.target)
+                if uris.is_uri(named.target):
+                    uris.store(Path(job.target), named.target)
             except ImageError as error:
                 report.failed.append((named.source, str(error)))
             else:
@@ -106,25 +106,25 @@ class _Here:
     def fetched(self, job: Job) -> Job:
         """The job with files of this machine; ImageError if the source cannot be had."""
         there = False
-        if remote.is_uri(job.target):
+        if uris.is_uri(job.target):
             for target in (job.target, as_png(job).target):
                 file = self._file("made", target)  # targets of one work differ in nothing but their extensions
                 if str(file) not in self.names:
                     self.names[str(file)] = target
-                    remote.stand_in(target, file)
+                    uris.stand_in(target, file)
             place = self._file("made", job.target)
             there = place.exists() and not self._settings.overwrite
             job = replace(job, target=str(place))
-        if remote.is_uri(job.source):
+        if uris.is_uri(job.source):
             file = self._file(f"given{len(self.names)}", job.source)
             self.names[str(file)] = job.source
             if not there:  # otherwise it will not be read
-                remote.fetch(job.source, file)
+                uris.fetch(job.source, file)
             job = replace(job, source=str(file))
         return job
 
     def _file(self, stem: str, uri: str) -> Path:
-        return self._folder / (stem + os.path.splitext(remote.name_of(uri))[1])
+        return self._folder / (stem + os.path.splitext(uris.name_of(uri))[1])
 
     def named(self, job: Job) -> Job:
         """A job of here as it was given."""
@@ -179,15 +179,15 @@ def upscale_anywhere(
 
 
 def _absolute(path: str) -> str:
-    return path if remote.is_uri(path) else os.path.abspath(path)
+    return path if uris.is_uri(path) else os.path.abspath(path)
 
 
 def _prepare(jobs: Sequence[Job]) -> None:
     """Look at every place once: a bucket that cannot be reached now, and what killed processes left."""
     for job in jobs:
-        for path in filter(remote.is_uri, (job.source, job.target)):
-            remote.connect(path)
-    for folder in {os.path.dirname(job.target) for job in jobs if not remote.is_uri(job.target)}:
+        for path in filter(uris.is_uri, (job.source, job.target)):
+            uris.connect(path)
+    for folder in {os.path.dirname(job.target) for job in jobs if not uris.is_uri(job.target)}:
         sweep(folder)
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from samdiffsr import __version__, onnx_runner
+from samdiffsr import __version__
 from samdiffsr.errors import ConfigError, choose
+from samdiffsr.export import run_onnx
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.resize import SCALE
 
@@ -92,7 +93,7 @@ def export_onnx(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = Fals
             (fresh / graph.name).write_bytes(content)
             config["sha256"][graph.name] = hashlib.sha256(content).hexdigest()
         (fresh / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        shutil.copyfile(onnx_runner.__file__, fresh / RUNNER)
+        shutil.copyfile(run_onnx.__file__, fresh / RUNNER)
         if folder.exists():
             for file in sorted(fresh.iterdir()):
                 os.replace(file, folder / file.name)
@@ -125,7 +126,7 @@ def describe(pipe: SamDiffSRPipeline) -> dict[str, Any]:
     if scheduler.get("thresholding"):
         raise ConfigError(f"the runner knows no dynamic thresholding, but this {name} uses it; switch it off.")
     pipe._check(pipe.config["steps"])
-    sampler = onnx_runner.Sampler(
+    sampler = run_onnx.Sampler(
         name=SAMPLERS[name],
         alpha_bars=pipe.scheduler.alphas_cumprod.tolist(),
         last_alpha_bar=float(pipe.scheduler.final_alpha_cumprod) if name == "DDIMScheduler" else 1.0,
@@ -143,7 +144,7 @@ def describe(pipe: SamDiffSRPipeline) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{name} does not suit the model's own settings: {error}.") from error
     return {
-        "format": onnx_runner.FORMAT,
+        "format": run_onnx.FORMAT,
         "samdiffsr": __version__,
         "opset": OPSET,
         "scale": SCALE,

@@ -9,7 +9,7 @@ import numpy as np
 from samdiffsr.errors import ImageError
 from samdiffsr.images import MAX_PIXELS, Picture, to_8_bit, to_16_bit
 from samdiffsr.resize import SCALE, imresize
-from samdiffsr.upscale.goal import FOUR_TIMES, Goal, passes
+from samdiffsr.upscale.size import FOUR_TIMES, Goal, passes
 
 if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
@@ -66,7 +66,7 @@ def enlarge(
         rgb = rgb if picture.depth == 16 else to_8_bit(rgb)
         return replace(picture, rgb=rgb, alpha=alpha, notes=tuple(dict.fromkeys(notes)))
     except (MemoryError, RuntimeError) as error:
-        from samdiffsr.tiling import is_out_of_memory
+        from samdiffsr.sampling.tiles import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

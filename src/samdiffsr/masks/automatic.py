@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from samdiffsr.errors import ConfigError
-from samdiffsr.masks.runs import decode_mask, encode_mask
-from samdiffsr.masks.segment import Box, Region, box_of, xywh
+from samdiffsr.masks.region import Box, Region, box_of, xywh
+from samdiffsr.masks.rle import decode_mask, encode_mask
 
 _CUT = 20
 """Masks whose box comes this close (pixels) to a crop's border inside the image are held to be cut by it."""

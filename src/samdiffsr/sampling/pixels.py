@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from samdiffsr.errors import ImageError
-from samdiffsr.tiling import Window
+from samdiffsr.sampling.tiles import Window
 
 # How each output type is put together, tile by tile: numbers and their largest.
 OUTPUTS = {

@@ -9,8 +9,8 @@ import numpy as np
 
 from samdiffsr.errors import MaskError
 from samdiffsr.images import write_whole
-from samdiffsr.masks.runs import decode_mask, run_lengths
-from samdiffsr.masks.segment import Region
+from samdiffsr.masks.region import Region
+from samdiffsr.masks.rle import decode_mask, run_lengths
 
 
 def write_records(path: Path, regions: Sequence[Region]) -> None:

@@ -10,8 +10,8 @@ from scipy.ndimage import find_objects
 from skimage.segmentation import felzenszwalb
 
 from samdiffsr.errors import ConfigError
-from samdiffsr.masks.runs import encode_runs
-from samdiffsr.masks.segment import Region, xywh
+from samdiffsr.masks.region import Region, xywh
+from samdiffsr.masks.rle import encode_runs
 
 _MOST = {"scale": 2**31 - 1, "sigma": 1000, "min_size": 2**31 - 1}
 """Largest values: min_size is a C int in scikit-image, and the smoothing takes time and memory in proportion to sigma."""

@@ -1,0 +1,1 @@
+"""A pipeline as ONNX files, and what runs them without torch."""

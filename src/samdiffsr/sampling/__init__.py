@@ -1,0 +1,1 @@
+"""The reverse process: from noise to a picture, in tiles, with a stock diffusers scheduler."""
