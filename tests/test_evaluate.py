@@ -170,11 +170,11 @@ def test_the_page_needs_nothing_else(bench, evaluate, full):
     evaluate(*full, "--pictures", 1)
     text = (bench / "report/report.html").read_text()
     page = _Page(text)
-    assert "<!--" not in text and "b" not in html.tags[: html.tags.index("section")]
-    assert html.tags.count("section") == 1 and html.tags.count("img") == 7  # HR, LR, five methods
-    assert all(source.startswith("data:image/webp;base64,") for source in html.sources)
+    assert "<!--" not in text and "b" not in page.tags[: page.tags.index("section")]
+    assert page.tags.count("section") == 1 and page.tags.count("img") == 7  # HR, LR, five methods
+    assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
     assert not re.search(r"https?://|@import|url\(", text)
-    assert "1 of 2 images" in html.text and "a<b" in html.text and "quoted as printed" in html.text
+    assert "1 of 2 images" in page.text and "a<b" in page.text and "quoted as printed" in page.text
     assert "default-src 'none'" in text
 
 
