@@ -1,26 +1,15 @@
 """Fixtures shared by the tests: small real components, never mocks."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-DATA = Path(__file__).with_name("data")
-_NOISE = np.random.default_rng(3)
+from support import write_masks
 
 torch.set_num_threads(1)  # pytest-xdist runs one process a core
-
-
-def noise_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 5), **options: Any) -> Path:
-    """Write a small noise image of width and height `size`, and its folder; options are Pillow's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
-    pixels = _NOISE.integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
-    Image.frombytes(mode, size, pixels.tobytes()).save(path, **options)
-    return path
 
 
 @pytest.fixture
@@ -49,3 +38,17 @@ def tiny_pipe_dir(tiny_pipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tiny_pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photographs, 50x41 and 48x64 (height x width), each with two regions; returns the folder of images and masks."""
+    (tmp_path / "hr").mkdir()
+    (tmp_path / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    for stem, (height, width) in {"a": (50, 41), "b": (48, 64)}.items():
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"hr/{stem}.png")
+        left = np.zeros((height, width), bool)
+        left[:, :17] = True
+        write_masks(tmp_path / f"masks/{stem}.json", [left, ~left])
+    return tmp_path

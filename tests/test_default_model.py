@@ -1,7 +1,6 @@
 """The embedded model: it is whole, small, documented, and better than bicubic on pictures it never saw."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ from PIL import Image
 from samdiffsr import SamDiffSRPipeline, imresize
 from samdiffsr.evaluation.metrics import psnr_y
 from samdiffsr.pipeline import DEFAULT_MODEL
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from support import EXAMPLES
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import DATA
 from samdiffsr import SamDiffSRError, structure_map
 from samdiffsr.structure import ENCODINGS, structure_of_regions
+from support import GOLDEN
 
-GOLDEN = np.load(DATA / "golden" / "released_small.npz")
+RELEASED = np.load(GOLDEN / "released_small.npz")
 
 
 def rope(y: int, x: int, width: int) -> float:
@@ -18,9 +18,9 @@ def rope(y: int, x: int, width: int) -> float:
 
 
 def test_golden_map_of_the_released_code():
-    found = structure_map(GOLDEN["masks"].astype(bool), mean_over="image", overlap="last")
+    found = structure_map(RELEASED["masks"].astype(bool), mean_over="image", overlap="last")
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, GOLDEN["structure"], atol=1e-6)
+    np.testing.assert_allclose(found, RELEASED["structure"], atol=1e-6)
 
 
 @given(height=st.integers(1, 7), width=st.integers(1, 7), count=st.integers(0, 4), seed=st.integers(0, 99))

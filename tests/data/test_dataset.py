@@ -1,47 +1,17 @@
 """Masks on disk and aligned crops of a prepared folder."""
 
-import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco
 
 from samdiffsr import SamDiffSRError, imresize
 from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
-from samdiffsr.data.prepare import prepare_folder
 from samdiffsr.data.transforms import JointCrop
 from samdiffsr.masks.records import decode, read_records
-
-
-def write_masks(path, masks):
-    """A mask file as segment-anything writes it."""
-    records = []
-    for mask in masks:
-        rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-        size, counts = [int(n) for n in rle["size"]], rle["counts"].decode()
-        records.append({"segmentation": {"size": size, "counts": counts}, "area": int(mask.sum())})
-    path.write_text(json.dumps(records))
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Two photographs, 50x41 and 48x64 (height x width), each with two regions; returns the folder of images and masks."""
-    (tmp_path / "hr").mkdir()
-    (tmp_path / "masks").mkdir()
-    rng = np.random.default_rng(0)
-    for stem, (height, width) in {"a": (50, 41), "b": (48, 64)}.items():
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"hr/{stem}.png")
-        left = np.zeros((height, width), bool)
-        left[:, :17] = True
-        write_masks(tmp_path / f"masks/{stem}.json", [left, ~left])
-    return tmp_path
-
-
-def prepare(folder, **options):
-    return prepare_folder(folder / "hr", folder / "masks", folder / "out", **options)
+from support import prepare, write_masks
 
 
 def test_masks_round_trip(tmp_path):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import noise_image
 from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.upscale import Job, plan, read_list
 from samdiffsr.upscale.plan import as_png
+from support import noise_image
 
 
 def names(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from samdiffsr.evaluation.fid import WEIGHTS, InceptionFeatures, frechet_distanc
 from samdiffsr.evaluation.methods import baseline
 from samdiffsr.evaluation.pairs import find_pairs
 from samdiffsr.images import Picture, write_image
-from test_lpips import publish
+from support import publish
 
 # --- the published layout: output channels, input channels, kernel of every convolution ----------------------------
 

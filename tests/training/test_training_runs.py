@@ -15,7 +15,7 @@ from PIL import Image
 from samdiffsr import SamDiffSRError
 from samdiffsr.training.checkpoint import NUMBERS, TENSORS, checkpoints, load_checkpoint, save_checkpoint
 from samdiffsr.training.stages import train_diffusion, train_encoder
-from test_training import photos, quiet, same, tiny, weights  # noqa: F401 - the fixture of a prepared folder
+from support import quiet, same, tiny, weights
 
 ADVERSARIAL = (
     "diffusion.loss.adversarial_weight=0.01",
@@ -39,7 +39,7 @@ def kill_oneself(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):  # noqa: F811
+def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):
     """10 updates at once against SIGKILL in the sixth, after the checkpoint of the fourth, and --resume; both stages."""
     options = [f"{stage}.{key}" for stage in ("encoder", "diffusion") for key in ("optim.updates=10", "save_every=4")]
     options += ["diffusion.rollout=0.5", "diffusion.encoder_rate=0.1", *ADVERSARIAL]
@@ -88,7 +88,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_good_one(tmp_path, event,
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "lost"])
-def test_a_damaged_checkpoint_is_refused_by_name(photos, tmp_path, damage):  # noqa: F811
+def test_a_damaged_checkpoint_is_refused_by_name(photos, tmp_path, damage):
     config = tiny(photos, tmp_path / "run")
     train_encoder(config, resume=False, progress=quiet)
     file = tmp_path / "run/encoder/checkpoints/00000004" / TENSORS
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(photos, tmp_path, damage):  # n
         train_encoder(config, resume=True, progress=quiet)
 
 
-def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):  # noqa: F811
+def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
     train_encoder(tiny(photos, tmp_path / "run"), resume=False, progress=quiet)
     for override, told in (
         ("seed=1", "seed is 1"),
@@ -134,7 +134,7 @@ def two_nodes(*arguments) -> None:
     assert [node.returncode for node in nodes] == [0, 0], told
 
 
-def test_two_nodes_make_the_weights_of_one_process(photos, tmp_path):  # noqa: F811
+def test_two_nodes_make_the_weights_of_one_process(photos, tmp_path):
     """The same global batch over two gloo processes, with everything that could notice: 1e-6 apart at most."""
     (tmp_path / "hr").mkdir()
     for number in range(3):

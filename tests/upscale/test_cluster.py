@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from conftest import noise_image
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.upscale import Job, Progress, Report, Settings, load_model, plan, upscale_anywhere, upscale_files
 from samdiffsr.upscale.cluster import Work, _pipeline, upscale_work
+from support import noise_image
 
 pytest.importorskip("pyarrow")
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import DATA
 from samdiffsr import SamDiffSRPipeline
 from samdiffsr.cli import main
-from test_data import photos, prepare  # noqa: F401 - the fixture of two photographs
+from support import GOLDEN, prepare
 
 
 def samdiffsr(*arguments) -> int:
@@ -20,7 +19,7 @@ def samdiffsr(*arguments) -> int:
     return end.value.code or 0
 
 
-def test_from_photographs_to_a_model_to_a_picture(photos, capsys):  # noqa: F811
+def test_from_photographs_to_a_model_to_a_picture(photos, capsys):
     data, run = photos / "data", photos / "run"
     assert samdiffsr("prepare", "-i", photos / "hr", "--masks", photos / "masks", "-o", data) == 0
     settings = ("--set", f"photos={data}", "--set", f"output={run}", "--set", "encoder.optim.updates=2")
@@ -33,7 +32,7 @@ def test_from_photographs_to_a_model_to_a_picture(photos, capsys):  # noqa: F811
     assert Image.open(photos / "big.png").size == (20, 12)
 
 
-def test_one_stage_alone(photos, capsys):  # noqa: F811
+def test_one_stage_alone(photos, capsys):
     prepare(photos)
     settings = ("--set", f"photos={photos / 'out'}", "--set", f"output={photos / 'run'}")
     assert samdiffsr("train", "tiny", *settings, "--stage", "diffusion") == 2
@@ -73,7 +72,7 @@ def test_help_names_what_an_option_takes_and_says_default(verb, capsys):
 @pytest.mark.parametrize(
     ("line", "extra"), [("prepare -i hr --masks masks -o data", "train"), ("masks -i hr -o new", "sam")]
 )
-def test_a_missing_extra_is_named(photos, capsys, monkeypatch, line, extra):  # noqa: F811
+def test_a_missing_extra_is_named(photos, capsys, monkeypatch, line, extra):
     monkeypatch.chdir(photos)
     for name in [name for name in sys.modules if name.startswith(("samdiffsr.data", "samdiffsr.masks"))]:
         monkeypatch.delitem(sys.modules, name)
@@ -83,7 +82,7 @@ def test_a_missing_extra_is_named(photos, capsys, monkeypatch, line, extra):  # 
 
 
 def test_convert(tmp_path, capsys):
-    checkpoint = DATA / "golden" / "released_small.ckpt"
+    checkpoint = GOLDEN / "released_small.ckpt"
     assert samdiffsr("convert", checkpoint, "-o", tmp_path / "model", "--released-preprocessing") == 0
     pipe = SamDiffSRPipeline.from_pretrained(tmp_path / "model")
     assert (pipe.config["shift"], pipe.config["target"], pipe.config["lr_divisor"]) == (

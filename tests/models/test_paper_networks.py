@@ -1,7 +1,6 @@
 """The paper's two networks: sizes, shapes, errors, and the released code's own outputs (tests/data/golden)."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ from samdiffsr.errors import ConfigError, SamDiffSRError
 from samdiffsr.models.blocks import embed_time
 from samdiffsr.models.encoder import RRDBEncoder
 from samdiffsr.models.unet import ConditionalUNet
-
-GOLDEN = Path(__file__).parent / "data" / "golden"
+from support import GOLDEN
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import samdiffsr.pipeline
 from samdiffsr.cli import main
 from samdiffsr.pipeline import DEFAULT_MODEL
+from support import EXAMPLES
 
 
 def doctor(*options: str) -> int:
@@ -53,7 +54,7 @@ def test_every_file_of_the_model_is_sealed() -> None:
 
 
 def test_wrong_pixels_are_noticed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(Path(__file__).parents[1] / "examples" / "cat.png", model / "selftest.png")
+    shutil.copy(EXAMPLES / "cat.png", model / "selftest.png")
     from PIL import Image
 
     with Image.open(model / "selftest.png") as image:

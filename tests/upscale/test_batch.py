@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import DATA, noise_image
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.images import Metadata, Picture, read_image, write_image
 from samdiffsr.resize import imresize
@@ -29,8 +28,9 @@ from samdiffsr.upscale import (
     plan,
     upscale_files,
 )
+from support import GOLDEN, noise_image
 
-CHECKPOINT = DATA / "golden" / "released_small.ckpt"
+CHECKPOINT = GOLDEN / "released_small.ckpt"
 
 
 def names(folder: Path) -> list[str]:

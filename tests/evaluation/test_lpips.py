@@ -1,7 +1,5 @@
 """LPIPS and the files it is made of: the published layouts with random weights, against the networks as torch modules."""
 
-import hashlib
-
 import numpy as np
 import pytest
 import torch
@@ -10,16 +8,9 @@ from torch import nn
 from samdiffsr import SamDiffSRError
 from samdiffsr.evaluation import downloads
 from samdiffsr.evaluation.benchmark import perceptual
-from samdiffsr.evaluation.downloads import PUBLISHED, Published, load_published, published_file
+from samdiffsr.evaluation.downloads import PUBLISHED, load_published, published_file
 from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
-
-
-def publish(monkeypatch, file, tensors):
-    """Let `file`, written here, stand for the published one of that name."""
-    torch.save(tensors, file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setitem(PUBLISHED, file.name, Published(file.name, file.as_uri(), digest))
-
+from support import publish
 
 # --- the distance ----------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from samdiffsr.errors import CheckpointError
 from samdiffsr.released import load_released, read_released, read_released_encoder
 from samdiffsr.resize import imresize
+from support import GOLDEN
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
 CHECKPOINT = GOLDEN / "released_small.ckpt"
 
 

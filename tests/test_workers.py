@@ -11,12 +11,11 @@ from PIL import Image
 from samdiffsr import SamDiffSRError
 from samdiffsr.cli import main
 from samdiffsr.workers import cluster, cluster_map, on_cluster
+from support import EXAMPLES
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(600)  # a worker process takes seconds to start, and on a busy machine many
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")

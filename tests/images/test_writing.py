@@ -14,7 +14,7 @@ from PIL import Image
 
 from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.images import WRITABLE, Picture, check_target, read_image, write_image
-from test_images import ALPHA, GREY, RGB, SRGB
+from support import ALPHA, GREY, RGB, SRGB
 
 
 @pytest.mark.parametrize("extension", [*WRITABLE, ".PNG"])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from samdiffsr.errors import ImageError
 from samdiffsr.images import Metadata, Picture, read_image, to_8_bit, to_16_bit, write_image
-from test_images import SRGB, WIDE, png, png_chunk, scanlines
+from support import SRGB, WIDE, png, png_chunk, scanlines
 
 SMOOTH = (np.add.outer(np.arange(0, 9000, 30), np.arange(0, 8000, 25))[..., None] * [1, 2, 3, 3.5]).astype(np.uint16)
 KINDS = {1: "grey", 2: "grey and alpha", 3: "rgb", 4: "rgba"}

@@ -13,12 +13,12 @@ from samdiffsr.evaluation.benchmark import Memory
 from samdiffsr.evaluation.html import _busiest
 from samdiffsr.evaluation.pairs import find_pairs, match, read_pair
 from samdiffsr.evaluation.report import markdown_table
-from test_evaluate import save
+from support import save_image
 
 
 def touch(folder: Path, *names: str) -> Path:
     for name in names:
-        save(folder / name, np.zeros((4, 4, 3), np.uint8))
+        save_image(folder / name, np.zeros((4, 4, 3), np.uint8))
     return folder
 
 
@@ -54,7 +54,7 @@ def test_reading_tells_what_it_changed(tmp_path):
     images = read_pair(find_pairs(tmp_path, None)[0])
     assert images.hr.shape == (8, 8, 3) and images.lr.shape == (2, 2, 3)
     assert images.notes == ("'a.png': transparency is not compared", "'a.png': HR cut from 8x9 to 8x8, a multiple of 4")
-    save(tmp_path / "a.png", np.zeros((3, 8, 3), np.uint8))
+    save_image(tmp_path / "a.png", np.zeros((3, 8, 3), np.uint8))
     with pytest.raises(SamDiffSRError, match="at least 4x4"):
         read_pair(find_pairs(tmp_path, None)[0])
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from masks.tiny_sam import tiny_sam
 from samdiffsr import SamDiffSRError
 from samdiffsr.cli import main
 from samdiffsr.cli.masks import _pace
@@ -25,7 +26,6 @@ from samdiffsr.masks.felzenszwalb import ClassicalSegmenter
 from samdiffsr.masks.folder import MaskJob, list_photographs, make_masks, mask_folder
 from samdiffsr.masks.records import read_records
 from samdiffsr.masks.sam import SamRecipe, SamSegmenter
-from tiny_sam import tiny_sam
 
 RECIPE = ClassicalSegmenter(min_size=20)
 

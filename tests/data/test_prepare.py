@@ -33,7 +33,7 @@ from samdiffsr.data.prepare import IMAGES_PER_SHARD, cut, plan_shards, prepare_s
 from samdiffsr.data.shards import key_of, stem_of, whole_file
 from samdiffsr.masks.rle import region_pixels
 from samdiffsr.workers import in_processes
-from test_data import photos, prepare, write_masks  # noqa: F401 - a fixture
+from support import prepare, write_masks
 
 OPTIONS = PrepareOptions()
 
@@ -60,7 +60,7 @@ def refused(folder, **options):
     return str(caught.value)
 
 
-def test_members(photos):  # noqa: F811
+def test_members(photos):
     assert prepare(photos) == prepare(photos)
     hr = np.asarray(Image.open(photos / "hr/a.png"))
     (shard,) = (photos / "out").glob("*.tar")
@@ -77,7 +77,7 @@ def test_members(photos):  # noqa: F811
         assert np.array_equal(member, array)
 
 
-def test_manifest(photos):  # noqa: F811
+def test_manifest(photos):
     made = prepare(photos)
     manifest = json.loads((photos / "out/manifest.json").read_text())
     assert (manifest["schema"], manifest["scale"], manifest["images"], manifest["without_masks"]) == (2, 4, 2, 0)
@@ -92,7 +92,7 @@ def test_manifest(photos):  # noqa: F811
             assert image[part]["sha256"] == hashlib.sha256((photos / file).read_bytes()).hexdigest()
 
 
-def test_bytes_depend_on_neither_workers_nor_machine(photos, tmp_path_factory):  # noqa: F811
+def test_bytes_depend_on_neither_workers_nor_machine(photos, tmp_path_factory):
     prepare(photos, images_per_shard=1)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for part in ("hr", "masks"):
@@ -101,7 +101,7 @@ def test_bytes_depend_on_neither_workers_nor_machine(photos, tmp_path_factory): 
     assert contents(elsewhere / "out") == contents(photos / "out")
 
 
-def test_a_run_in_any_order_gives_the_same_manifest(photos, tmp_path):  # noqa: F811
+def test_a_run_in_any_order_gives_the_same_manifest(photos, tmp_path):
     prepare(photos, images_per_shard=1)
     before = contents(photos / "out")
     shutil.rmtree(photos / "out")
@@ -109,7 +109,7 @@ def test_a_run_in_any_order_gives_the_same_manifest(photos, tmp_path):  # noqa: 
     assert contents(photos / "out") == before
 
 
-def test_a_plan_crosses_processes(photos):  # noqa: F811
+def test_a_plan_crosses_processes(photos):
     folders = (photos / "hr", photos / "masks", photos)
     (plan,) = plan_shards(*folders, kind="masks", options=OPTIONS, images_per_shard=9)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -131,7 +131,7 @@ def test_a_name_more_or_less_moves_few_cuts():
     assert list(cut("", 4)) == []
 
 
-def test_only_what_has_changed_is_made_again(photos):  # noqa: F811
+def test_only_what_has_changed_is_made_again(photos):
     prepare(photos, images_per_shard=1)
     before, first = {path: path.stat().st_mtime_ns for path in (photos / "out").glob("*.tar")}, contents(photos / "out")
     write_masks(photos / "masks/b.json", [left_half(48, 64)])
@@ -143,7 +143,7 @@ def test_only_what_has_changed_is_made_again(photos):  # noqa: F811
     assert np.array_equal(structure, structure_map(left_half(48, 64)[None]).astype(np.float16))
 
 
-def test_a_change_that_keeps_the_size_of_a_file_is_seen(photos):  # noqa: F811
+def test_a_change_that_keeps_the_size_of_a_file_is_seen(photos):
     prepare(photos)
     file = photos / "masks/b.json"
     file.write_text(file.read_text().replace('"area"', '"Area"'))
@@ -158,7 +158,7 @@ def tars(folder):
 
 
 @pytest.mark.parametrize("name", ["hr/b.bmp", "masks/b.json", "masks/b.npy"])
-def test_an_older_file_of_the_same_size_in_place_of_another_is_seen(photos, name):  # noqa: F811
+def test_an_older_file_of_the_same_size_in_place_of_another_is_seen(photos, name):
     kind = "structure" if name.endswith("npy") else "masks"
     (photos / "hr/b.png").unlink()
     for folder, shade in ((photos, 10), (photos / "older", 20)):
@@ -181,7 +181,7 @@ def test_an_older_file_of_the_same_size_in_place_of_another_is_seen(photos, name
     assert tars(photos) == kept
 
 
-def test_a_file_that_was_only_touched_is_no_change(photos):  # noqa: F811
+def test_a_file_that_was_only_touched_is_no_change(photos):
     prepare(photos, images_per_shard=1)
     kept = tars(photos)
     os.utime(photos / "hr/a.png")
@@ -191,7 +191,7 @@ def test_a_file_that_was_only_touched_is_no_change(photos):  # noqa: F811
 
 
 @pytest.mark.parametrize("damaged", [{}, [], None, {"images": []}, {"tools": None}, {"images": [{}, {}]}])
-def test_a_damaged_index_is_written_again(photos, damaged):  # noqa: F811
+def test_a_damaged_index_is_written_again(photos, damaged):
     prepare(photos)
     before = contents(photos / "out")
     (index,) = (photos / "out").glob("shard-*.json")
@@ -214,7 +214,7 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("a", b"abc")]
 
 
-def test_a_shard_without_its_index_or_cut_short_is_made_again(photos):  # noqa: F811
+def test_a_shard_without_its_index_or_cut_short_is_made_again(photos):
     prepare(photos, images_per_shard=1)
     before = contents(photos / "out")
     one, two = (photos / "out").glob("*.tar")
@@ -224,7 +224,7 @@ def test_a_shard_without_its_index_or_cut_short_is_made_again(photos):  # noqa: 
     assert contents(photos / "out") == before
 
 
-def test_other_options_need_another_folder(photos):  # noqa: F811
+def test_other_options_need_another_folder(photos):
     prepare(photos)
     before = contents(photos / "out")
     with pytest.raises(SamDiffSRError, match="other options"):
@@ -232,7 +232,7 @@ def test_other_options_need_another_folder(photos):  # noqa: F811
     assert contents(photos / "out") == before
 
 
-def test_shards_of_earlier_runs_are_counted_and_kept(photos):  # noqa: F811
+def test_shards_of_earlier_runs_are_counted_and_kept(photos):
     prepare(photos)
     (photos / "hr/a.png").unlink()
     made = prepare(photos)
@@ -288,7 +288,7 @@ def jpeg(folder, name="hr/b.jpg", **options):
     return folder / name
 
 
-def test_a_corrupt_photograph_is_named_and_the_others_are_done(photos):  # noqa: F811
+def test_a_corrupt_photograph_is_named_and_the_others_are_done(photos):
     file = jpeg(photos)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
@@ -299,7 +299,7 @@ def test_a_corrupt_photograph_is_named_and_the_others_are_done(photos):  # noqa:
     assert prepare(photos, images_per_shard=1).images == 2
 
 
-def test_every_bad_file_is_told_in_one_run(photos):  # noqa: F811
+def test_every_bad_file_is_told_in_one_run(photos):
     for stem in "ab":
         (photos / f"hr/{stem}.png").write_bytes(b"")
     (photos / "masks/a.json").unlink()
@@ -355,7 +355,7 @@ def mask_file(content):
         (mask_file(rle("0", (64, 48))), "b.json", "[64, 48]"),
     ],
 )
-def test_bad_files_are_named(photos, spoil, file, told):  # noqa: F811
+def test_bad_files_are_named(photos, spoil, file, told):
     spoil(photos)
     message = refused(photos)
     assert file in message
@@ -363,7 +363,7 @@ def test_bad_files_are_named(photos, spoil, file, told):  # noqa: F811
     assert "\n" not in message
 
 
-def test_overlapping_masks_are_no_error(photos):  # noqa: F811
+def test_overlapping_masks_are_no_error(photos):
     masks = [left_half(48, 64), np.ones((48, 64), bool)]
     write_masks(photos / "masks/b.json", masks)
     prepare(photos, options=PrepareOptions(encoding="cosine", mean_over="image", overlap="last"))
@@ -372,7 +372,7 @@ def test_overlapping_masks_are_no_error(photos):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["L", "P", "CMYK", "I;16", "opaque"])
-def test_pictures_of_every_kind_become_8_bit_rgb(photos, kind):  # noqa: F811
+def test_pictures_of_every_kind_become_8_bit_rgb(photos, kind):
     (photos / "hr/b.png").unlink()
     grey = np.random.default_rng(2).integers(0, 65536, (48, 64), dtype=np.uint16)
     bytes_ = (grey >> 8).astype(np.uint8)
@@ -388,7 +388,7 @@ def test_pictures_of_every_kind_become_8_bit_rgb(photos, kind):  # noqa: F811
     assert np.array_equal(PreparedImages(photos / "out")[1][0], expected)
 
 
-def test_missing_masks_can_be_accepted_and_are_counted(photos):  # noqa: F811
+def test_missing_masks_can_be_accepted_and_are_counted(photos):
     (photos / "masks/a.json").unlink()
     (photos / "masks/b.json").write_text("[]")
     refused(photos)
@@ -403,7 +403,7 @@ def test_missing_masks_can_be_accepted_and_are_counted(photos):  # noqa: F811
         prepare(photos, options=PrepareOptions(missing_masks="zero"))
 
 
-def test_masks_of_another_size_can_be_resized(photos):  # noqa: F811
+def test_masks_of_another_size_can_be_resized(photos):
     small = np.random.default_rng(3).random((2, 24, 32)) < 0.5
     write_masks(photos / "masks/b.json", small)
     assert "[24, 32]" in refused(photos)
@@ -415,7 +415,7 @@ def test_masks_of_another_size_can_be_resized(photos):  # noqa: F811
 
 
 @pytest.mark.parametrize("size", [[48], [48, 0], [-48, -64], [48.0, 64], ["48", 64], [48, 65]])
-def test_masks_without_a_size_cannot_be_resized(photos, size):  # noqa: F811
+def test_masks_without_a_size_cannot_be_resized(photos, size):
     counts = coco.encode(np.asfortranarray(np.ones((48, 64), np.uint8)))["counts"].decode()
     (photos / "masks/b.json").write_text(json.dumps([{"segmentation": {"size": size, "counts": counts}}]))
     assert "record 0 of mask file" in refused(photos, options=PrepareOptions(resize_masks=True))
@@ -428,7 +428,7 @@ def test_the_command_line_has_the_defaults_of_the_library():
     assert command["images_per_shard"].default == IMAGES_PER_SHARD
 
 
-def test_every_option_of_the_command_line_arrives(photos, capsys):  # noqa: F811
+def test_every_option_of_the_command_line_arrives(photos, capsys):
     write_masks(photos / "masks/b.json", [left_half(24, 32), np.ones((24, 32), bool)])
     (photos / "masks/a.json").unlink()
     folders = ["-i", photos / "hr", "-o", photos / "out"]
@@ -458,7 +458,7 @@ def test_every_option_of_the_command_line_arrives(photos, capsys):  # noqa: F811
     assert "--max-pixels" in capsys.readouterr().err
 
 
-def test_ready_structure_maps(photos):  # noqa: F811
+def test_ready_structure_maps(photos):
     maps = photos / "masks"
     ready = np.random.default_rng(4).random((50, 41)).astype(np.float32)
     np.save(maps / "a.npy", ready)
@@ -505,7 +505,7 @@ def npy(header):
         (lambda path: np.save(path, np.zeros((64, 48))), "48x64"),
     ],
 )
-def test_bad_structure_maps_are_named(photos, save, told):  # noqa: F811
+def test_bad_structure_maps_are_named(photos, save, told):
     np.save(photos / "masks/a.npy", np.zeros((50, 41)))
     save(photos / "masks/b.npy")
     message = refused(photos, kind="structure")
@@ -513,7 +513,7 @@ def test_bad_structure_maps_are_named(photos, save, told):  # noqa: F811
     assert told in message and "\n" not in message
 
 
-def test_a_structure_map_can_be_resized(photos):  # noqa: F811
+def test_a_structure_map_can_be_resized(photos):
     small = np.random.default_rng(5).random((24, 32))
     np.save(photos / "masks/a.npy", np.zeros((50, 41)))
     np.save(photos / "masks/b.npy", small)
@@ -522,7 +522,7 @@ def test_a_structure_map_can_be_resized(photos):  # noqa: F811
     assert np.array_equal(PreparedImages(photos / "out")[1][2], expected)
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(photos):  # noqa: F811
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(photos):
     """The system refuses to let a file grow, as a full disk does; Python gets the same kind of error."""
     code = "from samdiffsr.cli import main; main()"
     arguments = ["prepare", "-i", photos / "hr", "--masks", photos / "masks", "-o", photos / "out"]
@@ -539,7 +539,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(photos):  #
     assert prepare(photos).images == 2
 
 
-def test_a_worker_that_dies_is_one_sentence(photos):  # noqa: F811
+def test_a_worker_that_dies_is_one_sentence(photos):
     with pytest.raises(SamDiffSRError, match="fewer --workers"):
         prepare(photos, run=lambda _, plans: in_processes(die, plans, workers=2))
 
@@ -548,13 +548,13 @@ def die(plan):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_output_that_is_a_file_is_refused(photos):  # noqa: F811
+def test_an_output_that_is_a_file_is_refused(photos):
     (photos / "out").write_text("")
     with pytest.raises(SamDiffSRError, match="out cannot be made"):
         prepare(photos)
 
 
-def test_two_photographs_of_one_name_are_refused(photos):  # noqa: F811
+def test_two_photographs_of_one_name_are_refused(photos):
     shutil.copy(photos / "hr/a.png", photos / "hr/a.bmp")
     assert "'a'" in refused(photos)
 

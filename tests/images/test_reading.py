@@ -6,39 +6,19 @@ import re
 import struct
 import threading
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, features
+from PIL import Image, features
 
 from samdiffsr.errors import ImageError
 from samdiffsr.images import MAX_PIXELS, read_image
+from support import ALPHA, GREY, RGB, SRGB, WIDE, png, png_chunk, scanlines
 
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RNG = np.random.default_rng(7)
-RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
-ALPHA = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG by hand: `rows` are the raw scanlines, each with its filter byte."""
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    chunks = png_chunk(b"IHDR", head) + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
-def scanlines(pixels: np.ndarray) -> bytes:
-    """Big-endian rows with filter 0."""
-    return b"".join(b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes() for row in pixels)
 
 
 def refused(path: Path, words: str, **options: int) -> str:
@@ -183,10 +163,6 @@ def test_alpha_turns_with_its_picture(tmp_path: Path) -> None:
     pixels = np.ascontiguousarray(np.rot90(np.dstack([RGB, ALPHA])))
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").alpha, ALPHA)
-
-
-WIDE = RNG.integers(0, 65536, (5, 7, 4)).astype(np.uint16)
-WIDE[0, 0], WIDE[0, 1], WIDE[0, 2] = 0, 65535, 257 * 100
 
 
 @pytest.mark.parametrize("kind", ["png", "big-endian tif", "little-endian tif"])

@@ -18,11 +18,7 @@ from samdiffsr.evaluation.html import to_html
 from samdiffsr.evaluation.methods import baseline, model, outputs
 from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, psnr_y, ssim_rgb
 from samdiffsr.evaluation.pairs import find_pairs, read_pair
-
-
-def save(file: Path, image: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(file)
+from support import save_image
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -37,10 +33,10 @@ def bench(tmp_path: Path) -> Path:
     """Two HR images, one of a size that is no multiple of 4, their LR images, and results of others under usual names."""
     for number, (name, size) in enumerate({"baby": (40, 44), "a<b": (37, 46)}.items()):
         hr = photo(*size, seed=number)
-        save(tmp_path / "Tiny/HR" / f"{name}.png", hr)
+        save_image(tmp_path / "Tiny/HR" / f"{name}.png", hr)
         lr = imresize(hr[: size[0] // 4 * 4, : size[1] // 4 * 4], 1 / 4)
-        save(tmp_path / "Tiny/LR" / f"{name}x4.png", lr)
-        save(tmp_path / "theirs" / f"{name}_x4.png", lr.repeat(4, 0).repeat(4, 1))
+        save_image(tmp_path / "Tiny/LR" / f"{name}x4.png", lr)
+        save_image(tmp_path / "theirs" / f"{name}_x4.png", lr.repeat(4, 0).repeat(4, 1))
     return tmp_path
 
 
@@ -138,7 +134,7 @@ def test_the_report_says_what_was_run(bench, evaluate, full, tiny_pipe_dir):
 
     hr = np.array(Image.open(bench / "Tiny/HR/baby.png"))
     hr[0, 0, 0] ^= 1
-    save(bench / "Tiny/HR/baby.png", hr)
+    save_image(bench / "Tiny/HR/baby.png", hr)
     weights = tiny_pipe_dir / "denoiser/diffusion_pytorch_model.safetensors"
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
@@ -187,8 +183,8 @@ def test_without_lr_it_is_made_from_hr(bench, evaluate):
 
 
 def test_equal_images_are_infinitely_good_and_told(bench, evaluate):
-    save(bench / "same/baby.png", np.array(Image.open(bench / "Tiny/HR/baby.png")))
-    save(bench / "same/a<b.png", np.array(Image.open(bench / "Tiny/HR/a<b.png"))[:36, :44])
+    save_image(bench / "same/baby.png", np.array(Image.open(bench / "Tiny/HR/baby.png")))
+    save_image(bench / "same/a<b.png", np.array(Image.open(bench / "Tiny/HR/a<b.png"))[:36, :44])
     code, out, _ = evaluate("--outputs", f"same={bench / 'same'}")
     entry = rows(read(bench / "report"))["same"]
     assert code == 0 and entry["mean"]["psnr-y"] == "inf" and entry["mean"]["ssim-y"] == pytest.approx(1)
@@ -198,9 +194,9 @@ def test_equal_images_are_infinitely_good_and_told(bench, evaluate):
 
 
 def test_results_that_only_shrink_to_their_lr_image_are_told(bench, evaluate):
-    save(bench / "Tiny/LR/babyx4.png", np.full((10, 11, 3), 99, np.uint8))
-    save(bench / "flat/baby.png", np.full((40, 44, 3), 99, np.uint8))
-    save(bench / "flat/a<b.png", photo(36, 44))
+    save_image(bench / "Tiny/LR/babyx4.png", np.full((10, 11, 3), 99, np.uint8))
+    save_image(bench / "flat/baby.png", np.full((40, 44, 3), 99, np.uint8))
+    save_image(bench / "flat/a<b.png", photo(36, 44))
     code, out, _ = evaluate("--outputs", f"flat={bench / 'flat'}", "--lr", bench / "Tiny/LR")
     mean = rows(read(bench / "report"))["flat"]["mean"]
     assert code == 0 and mean["lr-psnr"] == "inf" and mean["psnr-rgb"] != "inf"
@@ -208,7 +204,7 @@ def test_results_that_only_shrink_to_their_lr_image_are_told(bench, evaluate):
 
 
 def test_what_is_lost_of_a_result_is_told(bench, evaluate):
-    save(bench / "theirs/baby_x4.png", np.zeros((40, 44, 4), np.uint8))
+    save_image(bench / "theirs/baby_x4.png", np.zeros((40, 44, 4), np.uint8))
     Image.fromarray(np.zeros((36, 44), np.uint16)).save(bench / "theirs/a<b_x4.png")
     code, out, _ = evaluate("--outputs", f"theirs={bench / 'theirs'}")
     assert code == 0
@@ -280,17 +276,17 @@ def test_bad_input_is_one_sentence_and_code_2(bench, evaluate, tiny_pipe_dir, op
 @pytest.mark.parametrize(("side", "metrics"), [(20, ()), (32, ("--perceptual", "squeeze"))])
 def test_an_image_too_small_for_a_metric_is_named_before_the_work(bench, evaluate, side, metrics):
     (bench / "Tiny/HR/a<b.png").write_bytes((bench / "Tiny/HR/a<b.png").read_bytes()[:-99])  # comes first, damaged
-    save(bench / "Tiny/HR/speck.png", photo(side - 1, 40))
+    save_image(bench / "Tiny/HR/speck.png", photo(side - 1, 40))
     code, _, err = evaluate("--baseline", "bicubic", *metrics)
     assert code == 2 and f"speck.png' is 40x{side - 1}, but" in err and f"at least {side}x{side};" in err
-    save(bench / "Tiny/HR/speck.png", photo(side, 40))
+    save_image(bench / "Tiny/HR/speck.png", photo(side, 40))
     assert "is damaged" in evaluate("--baseline", "bicubic", *metrics)[2]
     (bench / "Tiny/HR/a<b.png").unlink()
     assert evaluate("--baseline", "bicubic", *metrics)[0] == 0
 
 
 def test_an_image_in_outputs_without_hr_is_noted(bench, evaluate):
-    save(bench / "theirs/comparison.png", np.zeros((4, 4, 3), np.uint8))
+    save_image(bench / "theirs/comparison.png", np.zeros((4, 4, 3), np.uint8))
     code, out, _ = evaluate("--outputs", f"theirs={bench / 'theirs'}")
     assert code == 0 and "Note: 1 images in the folder of 'theirs' belong to no HR image." in out
 
@@ -329,8 +325,8 @@ def test_the_checksum_is_that_of_sha256sum(bench):
 
 def test_names_that_are_no_utf_8(bench, evaluate):
     name = os.fsdecode(b"n\xff")
-    save(bench / "Tiny/HR" / f"{name}.png", photo(40, 40))
-    save(bench / "theirs" / f"{name}_x4.png", photo(40, 40, seed=9))
+    save_image(bench / "Tiny/HR" / f"{name}.png", photo(40, 40))
+    save_image(bench / "theirs" / f"{name}_x4.png", photo(40, 40, seed=9))
     code, out, err = evaluate("--outputs", f"{name}={bench / 'theirs'}", "--baseline", "bicubic")
     assert (code, err) == (0, "") and r"n\udcff" in out
     report = read(bench / "report")

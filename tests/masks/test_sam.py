@@ -12,10 +12,10 @@ from pycocotools import mask as coco
 from torch.nn import functional as F
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
+from masks.tiny_sam import tiny_sam
 from samdiffsr import SamDiffSRError
 from samdiffsr.masks.automatic import GeneratorOptions, generate_masks
 from samdiffsr.masks.sam import SamPointModel, SamRecipe, load_sam
-from tiny_sam import tiny_sam
 
 KINDS = ("sam", "sam_hq", "sam2")
 

@@ -11,7 +11,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from samdiffsr.errors import ImageError
 from samdiffsr.images import Metadata, Picture, read_image, write_image
-from test_images import SRGB
+from support import SRGB
 
 RGB = np.random.default_rng(5).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 XMP = (
@@ -171,7 +171,7 @@ def test_what_a_bmp_does_not_hold_is_said(tmp_path: Path) -> None:
 
 
 def test_another_gamma_is_said(tmp_path: Path) -> None:
-    from test_images import png, png_chunk, scanlines
+    from support import png, png_chunk, scanlines
 
     for gamma, notes in ((45455, ()), (100_000, ("its gamma of 1 is ignored, sRGB is assumed",))):
         extra = png_chunk(b"gAMA", gamma.to_bytes(4))

@@ -7,51 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError, SamDiffSRPipeline
 from samdiffsr.data.dataset import Batch, PreparedPhotos
-from samdiffsr.data.prepare import prepare_folder
 from samdiffsr.training.checkpoint import checkpoints, load_checkpoint
 from samdiffsr.training.config import PRESETS, DiffusionConfig, LossConfig, OptimConfig, load_config
 from samdiffsr.training.diffusion import DiffusionStage
 from samdiffsr.training.features import STAGES, FeatureLoss
 from samdiffsr.training.stages import train_diffusion, train_encoder
 from samdiffsr.training.state import schedule_factor
-from test_data import write_masks
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A prepared folder of two photographs with two regions each."""
-    root = tmp_path_factory.mktemp("photos")
-    (root / "hr").mkdir()
-    (root / "masks").mkdir()
-    y, x = np.mgrid[:64, :64]
-    for stem, wave in {"a": np.sin(x / 3) + np.cos(y / 5), "b": np.sin((x + y) / 4)}.items():
-        grey = (127 + 50 * wave).astype(np.uint8)
-        Image.fromarray(np.stack([grey, grey.T, grey], axis=2)).save(root / f"hr/{stem}.png")
-        write_masks(root / f"masks/{stem}.json", [x < 32, x >= 32])
-    prepare_folder(root / "hr", root / "masks", root / "out")
-    return root / "out"
-
-
-def tiny(photos, output, *overrides):
-    return load_config("tiny", [f"photos={photos}", f"output={output}", *overrides])
-
-
-def quiet(update, record):
-    pass
-
-
-def weights(folder):
-    return {file.parent.name: load_file(file) for file in sorted(folder.rglob("*.safetensors"))}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[part][key], b[part][key]) for part in a for key in a[part])
+from support import quiet, same, tiny, weights
 
 
 def test_both_stages_end_in_a_pipeline_that_works(photos, tmp_path):

@@ -1,7 +1,5 @@
 """Metrics against scikit-image and against properties of the published formulas."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from samdiffsr import SamDiffSRError, imresize
 from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, luma, psnr_rgb, psnr_y, ssim_rgb, ssim_y
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from support import EXAMPLES
 
 
 def pair(seed=0):

@@ -13,8 +13,8 @@ from samdiffsr.resize import imresize
 from samdiffsr.upscale import Goal, enlarge, load_model
 from samdiffsr.upscale.enlarge import bleed, check_size, consistent, with_mean_of
 from samdiffsr.upscale.size import passes
+from support import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 RNG = np.random.default_rng(11)
 
 

@@ -27,7 +27,7 @@ from samdiffsr.training.stages import (
     train_encoder,
 )
 from samdiffsr.training.validation import centre
-from test_training import photos, quiet, same, tiny, weights  # noqa: F401 - the fixture of a prepared folder
+from support import quiet, same, tiny, weights
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def joined(parts) -> list[torch.Tensor]:
     return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
-def test_examples_depend_on_neither_processes_nor_parts_nor_threads(photos, tmp_path):  # noqa: F811
+def test_examples_depend_on_neither_processes_nor_parts_nor_threads(photos, tmp_path):
     draws = diffusion_objective(tiny(photos, tmp_path), encoder_objective(tiny(photos, tmp_path)).network).draws
     one = [joined(parts) for parts, _ in feed(photos, draws, DataConfig(crop_lr=4, batch=8, workers=0)).updates(2, 5)]
     assert not torch.equal(one[0][0], one[1][0])
@@ -78,7 +78,7 @@ def test_noise_of_an_example_is_its_own_and_standard_normal():
     assert 0 <= even.min() < 0.01 and 0.99 < even.max() < 1
 
 
-def test_draws_follow_their_distributions(photos, tmp_path):  # noqa: F811
+def test_draws_follow_their_distributions(photos, tmp_path):
     """t uniform but for the share at t = T, rollout by its share, phases in 0..3; seeds all different."""
     config = tiny(photos, tmp_path, "diffusion.last_step_share=0.5", "diffusion.rollout=0.25")
     drawn = diffusion_objective(config, encoder_objective(config).network).draws(0, 10, 2000)
@@ -90,7 +90,7 @@ def test_draws_follow_their_distributions(photos, tmp_path):  # noqa: F811
     assert len({*drawn["noise"], *drawn["rollout_noise"]}) == 2000 + len(drawn["rolled"])
 
 
-def test_an_error_in_a_feeding_thread_is_raised(photos):  # noqa: F811
+def test_an_error_in_a_feeding_thread_is_raised(photos):
     def draws(*_):
         raise SamDiffSRError("here")
 
@@ -98,7 +98,7 @@ def test_an_error_in_a_feeding_thread_is_raised(photos):  # noqa: F811
         next(feed(photos, draws, DataConfig(crop_lr=4, batch=1)).updates(0, 9))
 
 
-def test_crops_per_image(photos):  # noqa: F811
+def test_crops_per_image(photos):
     options = {"crop_lr": 4, "candidates": 1, "flips": True}
     source = PreparedPhotos(photos, **options, crops_per_image=3)
     stems = [source.stem(0, index) for index in range(60)]
@@ -110,7 +110,7 @@ def test_crops_per_image(photos):  # noqa: F811
     assert len({plain.stem(0, index) for index in range(3, 6)}) == 2
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch(photos, tmp_path):  # noqa: F811
+def test_accumulation_gives_the_gradient_of_the_whole_batch(photos, tmp_path):
     states = []
     for accumulate in (1, 4):
         options = [f"encoder.data.accumulate={accumulate}", "encoder.data.batch=4", "encoder.loss.pixel=l2"]
@@ -121,7 +121,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(photos, tmp_path):  
         torch.testing.assert_close(states[1][name], tensor, atol=1e-6, rtol=0)
 
 
-def test_muon_turns_all_hidden_directions_alike(photos, tmp_path):  # noqa: F811
+def test_muon_turns_all_hidden_directions_alike(photos, tmp_path):
     """Its first step is nearly a multiple of an orthogonal matrix; the first and last layers and biases get AdamW's."""
     rate = 1e-3
     options = ["encoder.optim.optimizer=muon", "encoder.optim.updates=1", "encoder.optim.schedule=constant"]
@@ -139,7 +139,7 @@ def test_muon_turns_all_hidden_directions_alike(photos, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_stays_near_float32(photos, tmp_path, precision):  # noqa: F811
+def test_lower_precision_stays_near_float32(photos, tmp_path, precision):
     values = {}
     for kind in ("float32", precision):
         options = [f"{stage}.optim.precision={kind}" for stage in ("encoder", "diffusion")]
@@ -151,7 +151,7 @@ def test_lower_precision_stays_near_float32(photos, tmp_path, precision):  # noq
     assert values[precision] != values["float32"]
 
 
-def test_the_encoder_learns_on_in_stage_2_at_its_own_rate(photos, tmp_path):  # noqa: F811
+def test_the_encoder_learns_on_in_stage_2_at_its_own_rate(photos, tmp_path):
     moved = {}
     before = weights(train_encoder(tiny(photos, tmp_path / "0"), resume=False, progress=quiet))["weights"]
     for rate in (0.001, 0.1):
@@ -212,7 +212,7 @@ def test_the_discriminator_learns_and_its_norms_are_one():
     assert torch.equal(opponent.network.inner[0].weight, weight)  # looking changes nothing
 
 
-def test_the_adversarial_term_waits_for_its_start(photos, tmp_path):  # noqa: F811
+def test_the_adversarial_term_waits_for_its_start(photos, tmp_path):
     options = ("encoder.loss.adversarial_weight=0.01", "encoder.loss.adversarial_start=2")
     train_encoder(tiny(photos, tmp_path / "run", *options), resume=False, progress=quiet)
     records = lines(tmp_path / "run/encoder/metrics.jsonl")
@@ -230,7 +230,7 @@ def validation_folder(tmp_path_factory):
     return folder
 
 
-def test_validation_scores_draws_and_keeps_the_best(photos, tmp_path, validation_folder):  # noqa: F811
+def test_validation_scores_draws_and_keeps_the_best(photos, tmp_path, validation_folder):
     """Scores are those of the saved averaged weights; the best folder is of the update whose score is highest."""
     options = [
         f"validation.{key}" for key in (f"photos={validation_folder}", "every=2", "images=2", "side=48", "panel=1")
@@ -268,13 +268,13 @@ def test_validation_scores_draws_and_keeps_the_best(photos, tmp_path, validation
     assert (tmp_path / "run/encoder/best/config.json").exists()
 
 
-def test_validation_changes_nothing(photos, tmp_path, validation_folder):  # noqa: F811
+def test_validation_changes_nothing(photos, tmp_path, validation_folder):
     for name, options in (("without", ()), ("with", (f"validation.photos={validation_folder}", "validation.every=1"))):
         train_encoder(tiny(photos, tmp_path / name, *options), resume=False, progress=quiet)
     assert same(*(weights(tmp_path / name / "encoder/weights") for name in ("without", "with")))
 
 
-def test_validation_folders_that_cannot_be_used(photos, tmp_path):  # noqa: F811
+def test_validation_folders_that_cannot_be_used(photos, tmp_path):
     config = tiny(photos, tmp_path / "run", f"validation.photos={tmp_path}")
     (tmp_path / "._notes.png").write_bytes(b"what macOS leaves beside a picture")
     with pytest.raises(SamDiffSRError, match="has no image"):
@@ -290,7 +290,7 @@ def test_centre():
     assert centre(image, 99).shape == (8, 12, 3)
 
 
-def test_a_loss_that_leaves_its_course_is_told(photos, tmp_path):  # noqa: F811
+def test_a_loss_that_leaves_its_course_is_told(photos, tmp_path):
     """The step, the images of its batch and the last good checkpoint, and no checkpoint after it."""
     options = ["optim.updates=40", "optim.warmup=39", "optim.learning_rate=0.1", "save_every=3", "log_every=4"]
     options = [f"encoder.{option}" for option in (*options, "optim.divergence=1.5")]
@@ -306,14 +306,14 @@ def test_a_loss_that_leaves_its_course_is_told(photos, tmp_path):  # noqa: F811
     assert [record["update"] for record in lines(tmp_path / "far/encoder/metrics.jsonl")] == list(range(1, update))
 
 
-def test_infinite_loss_is_told(photos, tmp_path):  # noqa: F811
+def test_infinite_loss_is_told(photos, tmp_path):
     options = ("diffusion.optim.learning_rate=1.0e+30", "diffusion.optim.warmup=0", "diffusion.save_every=1")
     train_encoder(tiny(photos, tmp_path / "run"), resume=False, progress=quiet)
     with pytest.raises(SamDiffSRError, match=r"at update 2 \(.*(nan|inf).*checkpoints/00000001"):
         train_diffusion(tiny(photos, tmp_path / "run", *options), resume=False, progress=quiet)
 
 
-def test_rare_looks_at_the_loss_change_nothing(photos, tmp_path):  # noqa: F811
+def test_rare_looks_at_the_loss_change_nothing(photos, tmp_path):
     for every in (1, 3):
         train_encoder(tiny(photos, tmp_path / str(every), f"encoder.log_every={every}"), resume=False, progress=quiet)
     records = [lines(tmp_path / f"{every}/encoder/metrics.jsonl") for every in (1, 3)]
@@ -321,7 +321,7 @@ def test_rare_looks_at_the_loss_change_nothing(photos, tmp_path):  # noqa: F811
     assert same(*(weights(tmp_path / f"{every}/encoder/weights") for every in (1, 3)))
 
 
-def test_weights_carry_their_configuration(photos, tmp_path):  # noqa: F811
+def test_weights_carry_their_configuration(photos, tmp_path):
     config = tiny(photos, tmp_path / "run", "seed=5")
     train_encoder(config, resume=False, progress=quiet)
     model = train_diffusion(config, resume=False, progress=quiet)
@@ -333,7 +333,7 @@ def test_weights_carry_their_configuration(photos, tmp_path):  # noqa: F811
         load_config(plain, [])
 
 
-def test_cost_against_a_count_by_hand(photos, tmp_path):  # noqa: F811
+def test_cost_against_a_count_by_hand(photos, tmp_path):
     """Stage 1 of tiny: convolutions of (in, out) channels at 8x8 pixels; backward costs twice the forward pass, less the
     gradient of the input of the first layer."""
     config = tiny(photos, tmp_path)
@@ -368,14 +368,14 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert math.isfinite(float(costs.split("takes ")[1].split()[0]))
 
 
-def test_feature_channels_must_fit_the_encoder(photos, tmp_path):  # noqa: F811
+def test_feature_channels_must_fit_the_encoder(photos, tmp_path):
     train_encoder(tiny(photos, tmp_path / "run"), resume=False, progress=quiet)
     config = tiny(photos, tmp_path / "run", "diffusion.network.feature_channels=8")
     with pytest.raises(SamDiffSRError, match="feature_channels is 8, but the encoder has 16"):
         train_diffusion(config, resume=False, progress=quiet)
 
 
-def test_what_stage_2_refuses_is_refused_before_stage_1(photos, tmp_path, capsys):  # noqa: F811
+def test_what_stage_2_refuses_is_refused_before_stage_1(photos, tmp_path, capsys):
     options = [f"photos={photos}", f"output={tmp_path / 'run'}", "diffusion.network.feature_channels=8"]
     with pytest.raises(SystemExit) as caught:
         main(["train", "tiny", *(word for option in options for word in ("--set", option))])
@@ -383,7 +383,7 @@ def test_what_stage_2_refuses_is_refused_before_stage_1(photos, tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
-def test_the_plan_is_of_the_encoder_that_will_be_used(photos, tmp_path):  # noqa: F811
+def test_the_plan_is_of_the_encoder_that_will_be_used(photos, tmp_path):
     wide = ("encoder.network.width=24", "diffusion.network.feature_channels=24")
     started = train_encoder(tiny(photos, tmp_path / "wide", *wide), resume=False, progress=quiet)
     config = tiny(photos, tmp_path / "run", f"encoder.start={started}", wide[1])
@@ -391,7 +391,7 @@ def test_the_plan_is_of_the_encoder_that_will_be_used(photos, tmp_path):  # noqa
     assert found.feature_channels == 24
 
 
-def test_a_checkpoint_of_another_optimizer_is_refused(photos, tmp_path):  # noqa: F811
+def test_a_checkpoint_of_another_optimizer_is_refused(photos, tmp_path):
     train_encoder(tiny(photos, tmp_path / "run"), resume=False, progress=quiet)
     other = tiny(photos, tmp_path / "run", "encoder.optim.optimizer=muon", "encoder.optim.updates=6")
     with pytest.raises(SamDiffSRError, match="'muon', but the checkpoint is of 'adamw'"):
@@ -399,19 +399,19 @@ def test_a_checkpoint_of_another_optimizer_is_refused(photos, tmp_path):  # noqa
 
 
 @pytest.mark.parametrize("sizes", ["width=0", "width=-3", "blocks=-1", "width=wide"])
-def test_impossible_networks_are_refused(photos, tmp_path, sizes):  # noqa: F811
+def test_impossible_networks_are_refused(photos, tmp_path, sizes):
     for stage in ("encoder", "diffusion"):
         with pytest.raises(SamDiffSRError, match=sizes.partition("=")[2]):
             new_objective(tiny(photos, tmp_path / "run", f"{stage}.network.{sizes}"), stage)
 
 
-def test_an_output_that_cannot_be_made_is_told(photos, tmp_path):  # noqa: F811
+def test_an_output_that_cannot_be_made_is_told(photos, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SamDiffSRError, match="cannot be made"):
         train_encoder(tiny(photos, tmp_path / "file"), resume=False, progress=quiet)
 
 
-def test_every_field_of_the_configuration_is_read(photos, tmp_path, validation_folder, monkeypatch):  # noqa: F811
+def test_every_field_of_the_configuration_is_read(photos, tmp_path, validation_folder, monkeypatch):
     """Attribute reads are recorded while both stages run; printing and storing the configuration do not count."""
     options = ("encoder.optim.schedule=step", "encoder.optim.step_every=2", f"validation.photos={validation_folder}")
     config = tiny(photos, tmp_path / "run", *options, "encoder.loss.adversarial_weight=0.01")

@@ -1,0 +1,109 @@
+"""What several test modules use and is no fixture: places, small files, short cuts."""
+
+import hashlib
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+from pycocotools import mask as coco
+from safetensors.torch import load_file
+
+from samdiffsr.data.prepare import prepare_folder
+from samdiffsr.evaluation.downloads import PUBLISHED, Published
+from samdiffsr.training.config import load_config
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+GOLDEN = Path(__file__).with_name("fixtures") / "golden"
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+_RNG = np.random.default_rng(7)
+RGB = _RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = _RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+ALPHA = _RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+WIDE = _RNG.integers(0, 65536, (5, 7, 4)).astype(np.uint16)
+WIDE[0, 0], WIDE[0, 1], WIDE[0, 2] = 0, 65535, 257 * 100
+_NOISE = np.random.default_rng(3)
+
+
+def noise_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 5), **options: Any) -> Path:
+    """Write a small noise image of width and height `size`, and its folder; options are Pillow's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
+    pixels = _NOISE.integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    Image.frombytes(mode, size, pixels.tobytes()).save(path, **options)
+    return path
+
+
+def save_image(file: Path, image: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG by hand: `rows` are the raw scanlines, each with its filter byte."""
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = png_chunk(b"IHDR", head) + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def scanlines(pixels: np.ndarray) -> bytes:
+    """Big-endian rows with filter 0."""
+    return b"".join(b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes() for row in pixels)
+
+
+# --- photographs with masks ---------------------------------------------------------------------------------------------
+
+
+def write_masks(path, masks):
+    """A mask file as segment-anything writes it."""
+    records = []
+    for mask in masks:
+        rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        size, counts = [int(n) for n in rle["size"]], rle["counts"].decode()
+        records.append({"segmentation": {"size": size, "counts": counts}, "area": int(mask.sum())})
+    path.write_text(json.dumps(records))
+
+
+def prepare(folder, **options):
+    return prepare_folder(folder / "hr", folder / "masks", folder / "out", **options)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def tiny(photos, output, *overrides):
+    return load_config("tiny", [f"photos={photos}", f"output={output}", *overrides])
+
+
+def quiet(update, record):
+    pass
+
+
+def weights(folder):
+    return {file.parent.name: load_file(file) for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[part][key], b[part][key]) for part in a for key in a[part])
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def publish(monkeypatch, file, tensors):
+    """Let `file`, written here, stand for the published one of that name."""
+    torch.save(tensors, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(PUBLISHED, file.name, Published(file.name, file.as_uri(), digest))
