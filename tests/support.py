@@ -1,4 +1,4 @@
-"""What several test modules use and is no fixture: places, small files, short cuts."""
+"""Functions and constants that several test modules share: places, small files, short cuts. Fixtures stand in conftest.py."""
 
 import hashlib
 import json

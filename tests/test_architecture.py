@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from support import ROOT
+
 SOURCES = sorted((ROOT / "src/samdiffsr").rglob("*.py"))
 
 
@@ -57,26 +58,22 @@ def test_importing_needs_no_torchvision():
     assert run_python(code) == "fine"
 
 
-def test_layout_names_every_source_file_and_no_other():
-    tree = re.search(r"```text\n(src/samdiffsr/.*?)```", (ROOT / "docs/layout.md").read_text(), re.DOTALL)
+def test_layout_names_every_folder_and_no_other():
+    tree = re.search(r"```text\nsrc/samdiffsr/ .*?\n(.*?)```", (ROOT / "docs/layout.md").read_text(), re.DOTALL)
     assert tree, "docs/layout.md has no tree of src/samdiffsr/"
-    named, folder = set(), ""
-    for line in tree.group(1).splitlines()[1:]:
-        name = line.split()[0] if line.strip() else ""
-        if name.endswith("/"):
-            folder = name
-        elif name.endswith(".py"):
-            named.add((folder if line.startswith("    ") else "") + name)
-    found = {str(file.relative_to(ROOT / "src/samdiffsr")) for file in SOURCES if file.stat().st_size}
-    packages = {name for name in found if name.endswith("__init__.py")}
-    assert named == found - packages
+    named = [line.split()[0].rstrip("/") for line in tree.group(1).splitlines()]
+    package = ROOT / "src/samdiffsr"
+    files = [file for file in package.glob("*/*") if "__pycache__" not in file.parts and file.name != "__pycache__"]
+    assert sorted(named) == sorted({file.relative_to(package).parts[0] for file in files})
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_files_and_functions_stay_small(file):
+def test_files_and_functions_stay_small_and_say_what_they_are(file):
     text = file.read_text()
+    module = ast.parse(text)
+    assert ast.get_docstring(module), "the first line must say what the module is for"
     assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 70, f"{node.name} is too long"
 
