@@ -39,8 +39,8 @@ EXTRAS = {
 }
 """Packages that a verb may miss, and the extra that brings each."""
 
-OWN_EXTRAS = {("masks", "pycocotools"): "sam"}
-"""The extra to name instead for one verb, which brings all that this verb needs."""
+OWN_EXTRAS = {("masks", "pycocotools"): "sam", ("train", "scipy"): "train"}
+"""The extra to name instead for one verb: the one that brings all that this verb needs."""
 
 app = typer.Typer(
     name="samdiffsr",
