@@ -159,7 +159,7 @@ def work() -> None:
         }
         if report.done:
             try:
-                picture = read_image(source, deep=True, max_pixels=MAX_PIXELS)
+                picture = read_image(source, keep_16_bit=True, max_pixels=MAX_PIXELS)
                 alpha = b"" if picture.alpha is None else picture.alpha.tobytes()
                 answer["pixels"] = hashlib.sha256(picture.rgb.tobytes() + alpha).hexdigest()
             except ImageError as error:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fuzz import run, seeds
 from samdiffsr.errors import ImageError, SamDiffSRError
-from samdiffsr.images import ALPHA, DEEP, WRITABLE, Picture, read_image, write_image
+from samdiffsr.images import ALPHA, SIXTEEN_BIT, WRITABLE, Picture, read_image, write_image
 from samdiffsr.upscale import Goal
 
 MAGIC = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"BM", b"GIF89a", b"RIFF"]
@@ -37,7 +37,7 @@ def test_any_bytes_are_a_picture_or_an_image_error(tmp_path: Path, content: byte
     path = tmp_path / "a.png"
     path.write_bytes(magic + content)
     with contextlib.suppress(ImageError):
-        assert read_image(path, deep=True, max_pixels=100_000).rgb.size <= 300_000
+        assert read_image(path, keep_16_bit=True, max_pixels=100_000).rgb.size <= 300_000
 
 
 @given(
@@ -57,8 +57,8 @@ def test_what_is_written_is_read_again(
     layer = rng.integers(0, top - 1, shape, dtype=dtype) if alpha and extension in ALPHA else None
     picture = Picture(np.ascontiguousarray(np.broadcast_to(rgb, (*shape, 3))), layer, grey)
     write_image(picture, tmp_path / f"a{extension}")
-    back = read_image(tmp_path / f"a{extension}", deep=True)
-    expected = picture if extension in DEEP else picture.in_8_bit()
+    back = read_image(tmp_path / f"a{extension}", keep_16_bit=True)
+    expected = picture if extension in SIXTEEN_BIT else picture.in_8_bit()
     assert back.depth == expected.depth and back.rgb.shape == expected.rgb.shape
     if WRITABLE[extension] != "JPEG":
         np.testing.assert_array_equal(back.rgb, expected.rgb)

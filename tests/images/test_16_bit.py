@@ -38,7 +38,7 @@ def assert_is(picture: Picture, samples: np.ndarray) -> None:
 def test_png_is_read_exactly(tmp_path: Path, channels: int) -> None:
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     (tmp_path / "a.png").write_bytes(png(7, 5, 16, colour, scanlines(WIDE[..., :channels])))
-    assert_is(read_image(tmp_path / "a.png", deep=True), WIDE[..., :channels])
+    assert_is(read_image(tmp_path / "a.png", keep_16_bit=True), WIDE[..., :channels])
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -58,31 +58,31 @@ def test_tiff_is_read_exactly(
         compression=compression,
         tile=tile,
     )
-    assert_is(read_image(tmp_path / "a.tif", deep=True), samples)
+    assert_is(read_image(tmp_path / "a.tif", keep_16_bit=True), samples)
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_tiff_whose_zero_is_white_is_no_negative(tmp_path: Path, dtype: type, deep: bool) -> None:
+def test_tiff_whose_zero_is_white_is_no_negative(tmp_path: Path, dtype: type, keep: bool) -> None:
     """Pillow turns only 8 bits a sample about."""
     top = 1 if dtype == np.float32 else np.iinfo(dtype).max
     values = (np.array([[0, 0.25, 0.5, 1]]) * top).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
-    rgb = read_image(tmp_path / "a.tif", deep=deep).rgb
+    rgb = read_image(tmp_path / "a.tif", keep_16_bit=keep).rgb
     expected = np.array([1, 0.75, 0.5, 0]) * np.iinfo(rgb.dtype).max
     assert np.abs(rgb[0, :, 1] - expected).max() <= 1
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize(("most", "bits"), [(65535, 16), (1023, 10), (255, 8), (100, 8)])
 @pytest.mark.parametrize("plain", [False, True])
-def test_ppm_of_many_bits_is_noticed(tmp_path: Path, plain: bool, most: int, bits: int, deep: bool) -> None:
+def test_ppm_of_many_bits_is_noticed(tmp_path: Path, plain: bool, most: int, bits: int, keep: bool) -> None:
     """Pillow opens these as 8 bit without a word."""
     samples = [0, most // 2, most]
     head = f"P{3 if plain else 6}\n# {'made by hand ' * 9}\n1 1\n# 8 bit?\n{most}\n".encode()
     body = " ".join(map(str, samples)).encode() if plain else np.array(samples, ">u2" if bits > 8 else "u1").tobytes()
     (tmp_path / "a.ppm").write_bytes(head + body)
-    picture = read_image(tmp_path / "a.ppm", deep=deep)
+    picture = read_image(tmp_path / "a.ppm", keep_16_bit=keep)
     assert picture.notes == ((f"{bits}-bit pixels reduced to 8 bit",) if bits > 8 else ())
     assert np.abs(picture.rgb[0, 0] - [0, 127.5, 255]).max() <= 2
 
@@ -91,14 +91,14 @@ def test_channels_stored_apart_are_refused(tmp_path: Path) -> None:
     """Pillow 12 reads uncompressed ones as noise."""
     samples = np.ascontiguousarray(np.moveaxis(WIDE[..., :3], 2, 0))
     tifffile.imwrite(tmp_path / "a.tif", samples, photometric="rgb", planarconfig="separate")
-    for deep in (False, True):
+    for keep in (False, True):
         with pytest.raises(ImageError, match="stores its channels apart; convert it to PNG"):
-            read_image(tmp_path / "a.tif", deep=deep)
+            read_image(tmp_path / "a.tif", keep_16_bit=keep)
 
 
 def test_premultiplied_alpha_is_read_as_8_bit_and_said(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", WIDE, photometric="rgb", extrasamples=["assocalpha"])
-    picture = read_image(tmp_path / "a.tif", deep=True)
+    picture = read_image(tmp_path / "a.tif", keep_16_bit=True)
     assert picture.depth == 8 and picture.notes == ("16-bit pixels reduced to 8 bit",)
 
 
@@ -107,7 +107,7 @@ def test_transparent_colour_counts_all_16_bits(tmp_path: Path) -> None:
     pixels[1, 1] = pixels[2, 2] ^ 1  # differs in the low bytes alone
     extra = png_chunk(b"tRNS", struct.pack(">3H", *(int(value) for value in pixels[2, 2])))
     (tmp_path / "a.png").write_bytes(png(7, 5, 16, 2, scanlines(pixels), extra))
-    picture = read_image(tmp_path / "a.png", deep=True)
+    picture = read_image(tmp_path / "a.png", keep_16_bit=True)
     np.testing.assert_array_equal(picture.rgb, pixels)
     assert np.argwhere(picture.alpha == 0).tolist() == [[2, 2]]
 
@@ -115,7 +115,7 @@ def test_transparent_colour_counts_all_16_bits(tmp_path: Path) -> None:
 def test_12_bits_and_floats_fill_16(tmp_path: Path) -> None:
     values = np.array([[0, 0.25, 1]], np.float32)
     tifffile.imwrite(tmp_path / "a.tif", values)
-    picture = read_image(tmp_path / "a.tif", deep=True)
+    picture = read_image(tmp_path / "a.tif", keep_16_bit=True)
     assert picture.rgb[0, :, 0].tolist() == [0, 16384, 65535] and picture.notes == ("32-bit pixels reduced to 16 bit",)
 
 
@@ -130,7 +130,7 @@ def test_orientation_turns_both_bytes(tmp_path: Path, extension: str) -> None:
         path.write_bytes(content[:33] + png_chunk(b"eXIf", exif.tobytes()[6:]) + content[33:])
     else:
         tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
-    np.testing.assert_array_equal(read_image(path, deep=True).rgb, np.rot90(pixels, -1))
+    np.testing.assert_array_equal(read_image(path, keep_16_bit=True).rgb, np.rot90(pixels, -1))
 
 
 def unfiltered(content: bytes) -> np.ndarray:
@@ -161,14 +161,13 @@ def unfiltered(content: bytes) -> np.ndarray:
 @pytest.mark.parametrize("channels", KINDS)
 @pytest.mark.parametrize("source", ["noise", "smooth"])
 def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, source: str) -> None:
-    for module in ("deep", "tiff"):  # several blocks and strips
-        monkeypatch.setattr(f"samdiffsr.images.{module}._BLOCK", 500)
+    monkeypatch.setattr("samdiffsr.images.encoders._BLOCK", 500)  # several blocks and strips
     samples = {"noise": WIDE, "smooth": SMOOTH[:30, :20]}[source][..., :channels]
     rgb, alpha = parts(samples)
     picture = Picture(rgb, alpha, channels < 3, SRGB, Metadata(dpi=(300, 150), xmp=b"<x:xmpmeta/>"))
     for name in ("a.png", "a.tif"):
         assert write_image(picture, tmp_path / name) == ()
-        back = read_image(tmp_path / name, deep=True)
+        back = read_image(tmp_path / name, keep_16_bit=True)
         np.testing.assert_array_equal(back.rgb, rgb)
         np.testing.assert_array_equal(back.alpha, alpha)
         assert back.icc == SRGB and back.metadata.xmp == b"<x:xmpmeta/>"
@@ -197,4 +196,4 @@ def test_colours_become_grey_as_in_8_bit(tmp_path: Path) -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     write_image(Picture(to_16_bit(rgb), grey=True), tmp_path / "a.png")
     expected = np.asarray(Image.fromarray(rgb).convert("L"))
-    assert np.abs(read_image(tmp_path / "a.png", deep=True).rgb[..., 0] / 257.0 - expected).max() <= 0.51
+    assert np.abs(read_image(tmp_path / "a.png", keep_16_bit=True).rgb[..., 0] / 257.0 - expected).max() <= 0.51

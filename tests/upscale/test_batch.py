@@ -105,7 +105,7 @@ def test_16_bit_in_16_bit_out(tiny_pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_image(Picture(rgb), tmp_path / "in" / "a.png")
     report = run(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
-    out = read_image(tmp_path / "o" / "a_x4.png", deep=True)
+    out = read_image(tmp_path / "o" / "a_x4.png", keep_16_bit=True)
     assert report.notes == [] and out.depth == 16 and len(np.unique(out.rgb % 257)) > 100
     report = upscale_files(lambda: tiny_pipe, plan([tmp_path / "in"], tmp_path / "o", format="jpg"))
     assert [note for _, note in report.notes] == ["16-bit pixels reduced to the 8 bit that .jpg holds"]

@@ -145,7 +145,7 @@ def test_grey_pictures_keep_their_mean_when_written_as_grey(pipe: Any, tmp_path:
     lr = np.dstack([grey] * 3)
     sr = enlarge(pipe, Picture(lr if depth == 8 else to_16_bit(lr), grey=True))
     write_image(sr, tmp_path / "a.png")
-    back = read_image(tmp_path / "a.png", deep=True)
+    back = read_image(tmp_path / "a.png", keep_16_bit=True)
     assert back.grey and back.depth == depth
     assert abs(back.rgb.mean() / (1 if depth == 8 else 257) - grey.mean()) < 0.2
 

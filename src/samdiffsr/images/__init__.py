@@ -1,15 +1,15 @@
 """Picture files: read, write, and everything that survives in between."""
 
-from samdiffsr.images.formats import ALPHA, DEEP, READABLE, WRITABLE, check_target, is_picture_name
+from samdiffsr.images.formats import ALPHA, READABLE, SIXTEEN_BIT, WRITABLE, check_target, is_picture_name
 from samdiffsr.images.picture import Metadata, Picture, to_8_bit, to_16_bit
 from samdiffsr.images.reading import MAX_PIXELS, image_size, read_image
 from samdiffsr.images.writing import TEMPORARY, temporary_name, write_image, write_whole
 
 __all__ = [
     "ALPHA",
-    "DEEP",
     "MAX_PIXELS",
     "READABLE",
+    "SIXTEEN_BIT",
     "TEMPORARY",
     "WRITABLE",
     "Metadata",

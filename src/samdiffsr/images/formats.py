@@ -19,7 +19,7 @@ WRITABLE = {
 ALPHA = frozenset({".png", ".webp", ".tif", ".tiff"})
 """Extensions that can hold transparency. Not .bmp: Pillow writes it there, but does not read it back."""
 
-DEEP = frozenset({".png", ".tif", ".tiff"})
+SIXTEEN_BIT = frozenset({".png", ".tif", ".tiff"})
 """Extensions that can hold 16 bits a sample."""
 
 READABLE = frozenset(WRITABLE) | {".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"}

@@ -1,12 +1,17 @@
 """Read a picture file: whatever Pillow opens comes in as upright RGB, 8 or 16 bits a sample.
 
 The border of the package: palettes, grey, CMYK, high depths, camera orientation and damaged files end here.
+
+16-bit colour: Pillow opens it as 8 bit and keeps the high byte of each sample. If the samples are declared to have the other
+byte order, the same decoder keeps the low byte. Two decodings together are the whole sample, exactly, with Pillow's own checks
+for damage.
 """
 
 import contextlib
 import io
 import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,7 +23,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from samdiffsr.errors import ImageError
-from samdiffsr.images.deep import is_grey_alpha, join, set_low
 from samdiffsr.images.metadata import BROKEN, read_metadata, reason
 from samdiffsr.images.picture import Picture
 
@@ -41,10 +45,15 @@ _BYTE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "
 _SRGB_GAMMA = 0.45455
 _PLANAR = 284  # TIFF's PlanarConfiguration; 1 is pixel after pixel
 _PHOTOMETRIC = 262  # TIFF's PhotometricInterpretation; 0 says that white is zero
+_LITTLE = sys.byteorder == "little"
+# Pillow's "raw mode" that takes the high bytes -> the one that takes the low bytes. N is the machine's own order.
+_LOW = {f"{mode};16{a}": f"{mode};16{b}" for mode in ("RGB", "RGBA", "RGBX") for a, b in ("BL", "LB")}
+_LOW |= {f"{mode};16N": f"{mode};16{'B' if _LITTLE else 'L'}" for mode in ("RGB", "RGBA", "RGBX")}
+_GREY_ALPHA, _ALL_FOUR = "LA;16B", "RGBA"  # two samples of two bytes are four bytes
 _pillow_limit = threading.Lock()
 
 
-def read_image(path: str | os.PathLike[str], *, deep: bool = False, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_image(path: str | os.PathLike[str], *, keep_16_bit: bool = False, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read the first frame of an image file, upright.
 
     CMYK is converted to 8-bit sRGB through its colour profile (plainly if there is none, with a note). Whatever is lost
@@ -52,8 +61,8 @@ def read_image(path: str | os.PathLike[str], *, deep: bool = False, max_pixels: 
 
     Args:
         path: any PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA or AVIF file; the name does not matter.
-        deep: what has more than 8 bits a sample becomes 16 bit: PNG and TIFF with 16 bits exactly, 12 bits scaled, floats
-            from [0, 1]. Without it everything becomes 8 bit, with a note.
+        keep_16_bit: a file with more than 8 bits a sample becomes 16 bit: PNG and TIFF of 16 bits exactly, 12 bits scaled,
+            floats from [0, 1]. Without it everything becomes 8 bit, with a note.
         max_pixels: width times height above which the file is refused before it is decoded.
 
     Raises:
@@ -61,7 +70,7 @@ def read_image(path: str | os.PathLike[str], *, deep: bool = False, max_pixels: 
     """
     path = Path(path)
     with _warnings_of_this_thread() as heard, _opened(path, max_pixels) as (image, bits):
-        picture = _decode(image, bits, deep, path)
+        picture = _decode(image, bits, keep_16_bit, path)
     words = tuple(f"while reading: {' '.join(warning.split()).rstrip('.')}" for warning in heard)
     return replace(picture, notes=picture.notes + tuple(dict.fromkeys(words)))
 
@@ -76,7 +85,7 @@ def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         return image.size
 
 
-def _decode(image: Image.Image, bits: int, deep: bool, path: Path) -> Picture:
+def _decode(image: Image.Image, bits: int, keep_16_bit: bool, path: Path) -> Picture:
     notes: list[str] = []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a preview
         notes.append("several frames, only the first is used")
@@ -84,8 +93,8 @@ def _decode(image: Image.Image, bits: int, deep: bool, path: Path) -> Picture:
     if bits > 8 and image.format == "TIFF" and image.tag_v2.get(_PLANAR) == 2:  # type: ignore[attr-defined]
         # Pillow reads some of these as noise
         raise ImageError(f"'{path}' is a {bits}-bit TIFF that stores its channels apart; convert it to PNG.")
-    low = _low_bytes(image, path) if deep and bits > 8 and image.mode in ("RGB", "RGBA") else None
-    grey_alpha = low is not None and is_grey_alpha(image)
+    low = _low_bytes(image, path) if keep_16_bit and bits > 8 and image.mode in ("RGB", "RGBA") else None
+    grey_alpha = low is not None and _is_grey_alpha(image)
     image.load()
     metadata, orientation = read_metadata(image, notes)
     turn = _TURN.get(orientation)  # after load(): Pillow turns a TIFF there itself
@@ -103,15 +112,15 @@ def _decode(image: Image.Image, bits: int, deep: bool, path: Path) -> Picture:
             rgb = 65_535 - rgb  # Pillow turns 8 bits a sample about, but not 16 bits and floats
     elif low is not None:
         grey = grey_alpha
-        rgb, alpha = _from_deep(upright(image), upright(low), grey_alpha)
+        rgb, alpha = _from_16_bit(upright(image), upright(low), grey_alpha)
     else:
         grey = image.mode in ("1", "L", "LA", "La")
-        rgb, alpha = _from_bytes(upright(image), bits, path)
+        rgb, alpha = _from_8_bit(upright(image), bits, path)
     gamma = image.info.get("gamma")
     if icc is None and gamma and "srgb" not in image.info and abs(gamma - _SRGB_GAMMA) > 0.01:
         notes.append(f"its gamma of {gamma:.5g} is ignored, sRGB is assumed")
     picture = Picture(rgb, alpha, grey, icc, metadata)
-    picture = picture if deep else picture.in_8_bit()
+    picture = picture if keep_16_bit else picture.in_8_bit()
     if bits > picture.depth:
         notes.append(f"{bits}-bit pixels reduced to {picture.depth} bit")
     return replace(picture, notes=tuple(notes))
@@ -209,19 +218,49 @@ def _bits(image: Image.Image, head: bytes) -> int:
 def _low_bytes(image: Image.Image, path: Path) -> Image.Image | None:
     """The same image, decoded to the low bytes of its 16-bit samples; None if Pillow cannot."""
     with _regular_file(path) as file, _identify(path, file, image.width * image.height) as second:
-        if not set_low(second):
+        if not _select_low_bytes(second):
             return None
         second.load()
         return second.copy()
 
 
-def _from_deep(high: Image.Image, low: Image.Image, grey_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _is_grey_alpha(image: Image.Image) -> bool:
+    """Whether an image, not yet loaded, is a PNG of 16-bit grey with alpha, which Pillow calls RGBA."""
+    return _raw_modes(image) == {_GREY_ALPHA}
+
+
+def _select_low_bytes(image: Image.Image) -> bool:
+    """Make an image that is not yet loaded decode to the low bytes of its samples; False if that cannot be done.
+
+    For `_is_grey_alpha` the channels become high and low byte of grey, high and low byte of alpha.
+    """
+    tiles = []
+    for tile in image.tile:  # type: ignore[attr-defined]
+        raw = tile.args if isinstance(tile.args, str) else tile.args[0]
+        low = _ALL_FOUR if raw == _GREY_ALPHA else _LOW.get(raw)
+        if low is None:
+            return False
+        tiles.append(tile._replace(args=low if isinstance(tile.args, str) else (low, *tile.args[1:])))
+    image.tile = tiles  # type: ignore[attr-defined]
+    return bool(tiles)
+
+
+def _raw_modes(image: Image.Image) -> set[str]:
+    return {t.args if isinstance(t.args, str) else t.args[0] for t in image.tile}  # type: ignore[attr-defined]
+
+
+def _join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """uint8 high and low bytes -> uint16."""
+    return (high.astype(np.uint16) << 8) | low
+
+
+def _from_16_bit(high: Image.Image, low: Image.Image, grey_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """uint16 colour and alpha."""
     if grey_alpha:
         four = np.asarray(low)
-        grey, alpha = join(four[..., 0], four[..., 1]), join(four[..., 2], four[..., 3])
+        grey, alpha = _join(four[..., 0], four[..., 1]), _join(four[..., 2], four[..., 3])
         return np.dstack([grey] * 3), alpha
-    samples = join(np.asarray(high), np.asarray(low))
+    samples = _join(np.asarray(high), np.asarray(low))
     if samples.shape[2] == 4:
         return np.ascontiguousarray(samples[..., :3]), np.ascontiguousarray(samples[..., 3])
     key = high.info.get("transparency")
@@ -229,7 +268,7 @@ def _from_deep(high: Image.Image, low: Image.Image, grey_alpha: bool) -> tuple[n
     return samples, alpha
 
 
-def _from_bytes(image: Image.Image, bits: int, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _from_8_bit(image: Image.Image, bits: int, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 colour and alpha of a picture that Pillow holds in 8 bits or fewer a sample."""
     if image.mode not in _BYTE_MODES:
         raise ImageError(f"'{path}' has the colour mode {image.mode}, which is not supported; convert it to RGB.")

@@ -15,11 +15,10 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.images.deep import encode_png
-from samdiffsr.images.formats import DEEP, check_target
+from samdiffsr.images.encoders import encode_16_bit_png, encode_tiff
+from samdiffsr.images.formats import SIXTEEN_BIT, check_target
 from samdiffsr.images.metadata import fitting, reason, resolution_in_exif, sized
 from samdiffsr.images.picture import Metadata, Picture
-from samdiffsr.images.tiff import encode_tiff
 
 TEMPORARY = re.compile(r"\.samdiffsr-[0-9a-f]{16}\.tmp")
 """Names of files being written; one that stays behind was left by a killed process."""
@@ -50,7 +49,7 @@ def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int 
     height, width = picture.rgb.shape[:2]
     format_ = check_target(path, height=height, width=width, alpha=picture.alpha is not None)
     notes: list[str] = []
-    if picture.depth == 16 and path.suffix.lower() not in DEEP:
+    if picture.depth == 16 and path.suffix.lower() not in SIXTEEN_BIT:
         notes.append(f"16-bit pixels reduced to the 8 bit that {path.suffix.lower()} holds")
         picture = picture.in_8_bit()
     metadata = sized(picture.metadata, height, width)
@@ -59,7 +58,7 @@ def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int 
             buffer = encode_tiff(_samples(picture, keep_grey=picture.depth == 8), picture.icc, metadata)
         elif picture.depth == 16:
             pixel = Picture(np.zeros((1, 1, 3), np.uint8), grey=picture.grey, icc=picture.icc)
-            buffer = encode_png(_samples(picture), _encoded(pixel, metadata, "PNG", None, notes).getvalue())
+            buffer = encode_16_bit_png(_samples(picture), _encoded(pixel, metadata, "PNG", None, notes).getvalue())
         else:
             buffer = _encoded(picture, metadata, format_, quality, notes)
     except (OSError, ValueError, struct.error, OverflowError) as error:

@@ -203,7 +203,7 @@ def _read(job: Job, settings: Settings, moves: "_Moves") -> _Ready | None:
     if _leave_alone(job.target, settings):
         return None
     try:
-        picture = read_image(job.source, deep=True, max_pixels=settings.max_pixels)
+        picture = read_image(job.source, keep_16_bit=True, max_pixels=settings.max_pixels)
         height, width = check_size(picture.rgb.shape[0], picture.rgb.shape[1], settings.goal, settings.max_pixels)
     except MemoryError as error:
         raise ImageError(f"Not enough memory to read '{job.source}'; use a smaller image.") from error
