@@ -142,7 +142,7 @@ def work() -> None:
     from samdiffsr.errors import ImageError
     from samdiffsr.images import read_image
     from samdiffsr.sampling.schedulers import make_scheduler
-    from samdiffsr.upscale import Job, Settings, upscale_files
+    from samdiffsr.upscale import FileSettings, Job, upscale_files
 
     torch.set_num_threads(1)
     scheduler = make_scheduler(DDIMScheduler, NoiseSchedule.cosine(100), "sample", timestep_spacing="trailing")
@@ -151,7 +151,7 @@ def work() -> None:
     pipe.set_progress_bar_config(disable=True)
     for line in sys.stdin:
         source, target = line.rstrip("\n").split("\t")
-        report = upscale_files(lambda: pipe, [Job(source, target, True)], Settings(max_pixels=MAX_PIXELS))
+        report = upscale_files(lambda: pipe, [Job(source, target, True)], files=FileSettings(max_pixels=MAX_PIXELS))
         answer = {
             "sentences": [message for _, message in report.failed],
             "exists": os.path.exists(target),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 import zlib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ from safetensors.torch import load_file
 from samdiffsr.data.prepare import prepare_folder
 from samdiffsr.evaluation.downloads import PUBLISHED, Published
 from samdiffsr.training.config import load_config
+from samdiffsr.upscale.settings import FileSettings, Settings
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 GOLDEN = Path(__file__).with_name("fixtures") / "golden"
+
+
+def settings_of(options: dict[str, Any]) -> tuple[Settings, FileSettings]:
+    """Both objects from the fields of either, by name."""
+    own = {field.name for field in fields(FileSettings)}
+    picture = {name: value for name, value in options.items() if name not in own}
+    return Settings(**picture), FileSettings(**{name: value for name, value in options.items() if name in own})
+
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fuzz import run, seeds
 from samdiffsr.errors import ImageError, SamDiffSRError
 from samdiffsr.images import ALPHA, SIXTEEN_BIT, WRITABLE, Picture, read_image, write_image
-from samdiffsr.upscale import Goal
+from samdiffsr.upscale import OutputSize
 
 MAGIC = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"BM", b"GIF89a", b"RIFF"]
 ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -69,12 +69,12 @@ def test_what_is_written_is_read_again(
 @settings(max_examples=200, deadline=None)
 def test_any_size_is_a_size_or_an_error_of_ours(text: str, height: int, width: int) -> None:
     with contextlib.suppress(SamDiffSRError):
-        high, wide = Goal.parse(None, text).size(height, width)
+        high, wide = OutputSize.parse(None, text).of(height, width)
         assert height <= high <= 16 * height and width <= wide <= 16 * width and (high, wide) != (height, width)
 
 
 @pytest.mark.parametrize("scale", [1.0001, 1.5, 15.999, 16])
 def test_any_factor_gives_at_least_the_input(scale: float) -> None:
     for height, width in ((1, 1), (3, 7), (1, 4000)):
-        high, wide = Goal(scale=scale).size(height, width)
+        high, wide = OutputSize(scale=scale).of(height, width)
         assert height <= high <= 16 * height and width <= wide <= 16 * width

@@ -1,5 +1,10 @@
 """Errors a user can cause and mend. Each message is one sentence: what was wrong, with the value, and what to do."""
 
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
 
 class SamDiffSRError(Exception):
     """Base of every error raised on purpose; the command line prints its message and exits with code 2."""
@@ -32,6 +37,41 @@ def choose(value: str, choices: dict, name: str):
     except KeyError:
         known = ", ".join(repr(key) for key in choices)
         raise ConfigError(f"{name} is {value!r}, but must be one of {known}.") from None
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting can have, and the sentence for every other value.
+
+    Attributes:
+        name: of the setting, as the sentence says it.
+        least, most: both can be given themselves.
+        whole: only whole numbers.
+    """
+
+    name: str
+    least: float
+    most: float = math.inf
+    whole: bool = False
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        return f"{kind} from {self.least}" + ("" if self.most == math.inf else f" to {self.most}")
+
+    def check(self, value: Any) -> Any:
+        """The value, if it is in the range; a ConfigError otherwise."""
+        number = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)
+        if not (number and self.least <= value <= self.most):  # pyright: ignore[reportOperatorIssue] - NaN is in no range
+            raise ConfigError(f"{self.name} is {value!r}, but must be {self}.")
+        return value
+
+    def parse(self, text: str) -> Any:
+        """The number that a user wrote; a ConfigError if it is none of the range."""
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            return self.check(text)
+        return self.check(value)
 
 
 def first_line(error: BaseException) -> str:

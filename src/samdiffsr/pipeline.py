@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from samdiffsr.diffusion.process import SHIFTS, TARGETS
-from samdiffsr.errors import CheckpointError, ConfigError, choose, first_line
+from samdiffsr.errors import CheckpointError, ConfigError, Range, choose, first_line
 from samdiffsr.models.weights import LOADING_ERRORS, check_weights
 from samdiffsr.sampling.noise_blocks import Blocks
 from samdiffsr.sampling.pixels import OUTPUTS, as_list, as_pixels, finish
+from samdiffsr.sampling.ranges import DETAIL, STEPS, TILE
 from samdiffsr.sampling.schedulers import PREDICTION_TYPE
 from samdiffsr.sampling.tiled import Execution, Recipe
 from samdiffsr.sampling.tiles import Canvas
@@ -78,11 +79,10 @@ class SamDiffSRPipeline(DiffusionPipeline):
         choose(target, dict.fromkeys(sorted(TARGETS)), "target")
         choose(shift, SHIFTS, "shift")
         choose(str(lr_divisor), {"255": None, "256": None}, "lr_divisor")
-        _check_detail(detail)
+        DETAIL.check(detail)
         if not _is_number(residual_scale) or not 0 < residual_scale < math.inf:
             raise ConfigError(f"residual_scale is {residual_scale!r}, but must be a number above 0.")
-        if not _is_whole(steps) or steps < 1:
-            raise ConfigError(f"steps is {steps!r}, but must be a whole number from 1.")
+        STEPS.check(steps)
         for network, needed in ((encoder, "encode"), (denoiser, "condition")):
             if not hasattr(network, needed) or not hasattr(network, "halo_lr"):
                 raise ConfigError(f"{type(network).__name__} is no network for this pipeline: it has no {needed!r}.")
@@ -137,7 +137,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         callback_on_step_end: Callback | None = None,
         tile: int | None = None,
         detail: float | None = None,
-        on_note: Callable[[str], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
     ) -> Any:
         """Upscale x4.
 
@@ -155,22 +155,22 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 result does not depend on it (docs/tiling.md).
             detail: how much of the sampled residual is added to the base, 0 to 2; None takes the model's default. 1 is the
                 sample itself; less is closer to the base: where that is the encoder's estimate, truer on average and softer.
-            on_note: told in a sentence when memory ran out and the work goes on in smaller tiles; None warns.
+            on_warning: called with a sentence when memory ran out and the work goes on in smaller tiles; None warns.
 
         Raises:
             ImageError: an image of the wrong type, shape or range; or too little memory for even the least tile.
             ConfigError: an option or a scheduler that does not fit the model.
         """
         choose(output_type, OUTPUTS, "output_type")
-        if tile is not None and (not isinstance(tile, int) or tile < 0):
-            raise ConfigError(f"tile is {tile!r}, but must be a whole number of pixels of the input, 0 or None.")
+        if tile is not None:
+            TILE.check(tile)
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         self._check(steps)
-        recipe = self._recipe(self.config["detail"] if detail is None else _check_detail(detail))
+        recipe = self._recipe(self.config["detail"] if detail is None else DETAIL.check(detail))
         images = as_list(image)
         outputs = []
         for one, source in zip(images, _generators(generator, len(images)), strict=True):
-            run = Execution(recipe, as_pixels(one), tile=tile, note=on_note or _warn)
+            run = Execution(recipe, as_pixels(one), tile=tile, note=on_warning or _warn)
             self._sample(run, steps, source, callback_on_step_end)
             outputs.append(finish(run.assemble(output_type), output_type))
         if output_type in ("np", "pt") and len({tuple(out.shape) for out in outputs}) == 1:
@@ -186,8 +186,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         betas = config.get("trained_betas")
         if betas is not None and len(betas) != total:
             raise ConfigError(f"the scheduler has {len(betas)} betas, but num_train_timesteps is {total}.")
-        if not (_is_whole(steps) and 1 <= steps <= total):
-            raise ConfigError(f"num_inference_steps is {steps!r}, but must be a whole number from 1 to {total}.")
+        Range("num_inference_steps", STEPS.least, total, whole=True).check(steps)
         target = self.config["target"]
         wanted, found = PREDICTION_TYPE[target], config.get("prediction_type")
         if found != wanted:
@@ -234,18 +233,8 @@ class SamDiffSRPipeline(DiffusionPipeline):
             state.write(state.window, replaced.clone())
 
 
-def _check_detail(detail: float) -> float:
-    if not _is_number(detail) or not 0 <= detail <= 2:
-        raise ConfigError(f"detail is {detail!r}, but must be from 0 (the base alone) to 2.")
-    return detail
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @contextmanager

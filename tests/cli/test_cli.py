@@ -158,7 +158,7 @@ def test_skip_and_overwrite(command, source: Path, tiny_pipe_dir: Path, tmp_path
     assert code == 1 and "--overwrite" in err and "--skip-existing" in err
     assert command(*line, "--skip-existing") == (0, "", "0 upscaled, 1 skipped, 0 failed.\n")
     code, _, err = command(*line, "--skip-existing", "--overwrite")
-    assert (code, err) == (2, "Error: --overwrite and --skip-existing contradict each other; give one of them.\n")
+    assert (code, err) == (2, "Error: overwrite and skip_existing contradict each other; give one of them.\n")
     assert old.read_bytes() == b"precious"
     assert command(*line, "--overwrite") == (0, "", "")
     assert read_image(old).rgb.shape == (20, 24, 3)

@@ -262,7 +262,7 @@ def test_out_of_memory_halves_the_tile_and_goes_on():
     image, notes = picture(70, 40), []
     expected = upscale(greedy_pipe(10**9), image, 0)
     pipe = greedy_pipe((4 * 30) ** 2)
-    result = upscale(pipe, image, None, on_note=notes.append)
+    result = upscale(pipe, image, None, on_warning=notes.append)
     assert np.abs(result - expected).max() < 1e-4
     assert notes == [
         "memory ran out in the denoiser: going on in tiles of 35x35 pixels of the input",
@@ -275,7 +275,7 @@ def test_out_of_memory_halves_the_tile_and_goes_on():
 
 def test_when_the_least_tile_is_too_large_an_error_says_so():
     with pytest.raises(SamDiffSRError, match=r"Not enough memory for this 40x70 image, even in tiles of 16x16"):
-        upscale(greedy_pipe(100), picture(70, 40), None, on_note=lambda note: None)
+        upscale(greedy_pipe(100), picture(70, 40), None, on_warning=lambda note: None)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(pipe, monkeypatch):

@@ -28,7 +28,7 @@ from samdiffsr.upscale import (
     plan,
     upscale_files,
 )
-from support import GOLDEN, noise_image
+from support import GOLDEN, noise_image, settings_of
 
 CHECKPOINT = GOLDEN / "released_small.ckpt"
 
@@ -41,10 +41,10 @@ def names(folder: Path) -> list[str]:
 
 
 def run(pipe: Any, inputs: list[Path], output: Path, *, tree: bool = False, **options: Any) -> Report:
-    """Upscale with `Settings` or callbacks by name."""
+    """Upscale with fields of `Settings` and `FileSettings`, or callbacks, by name."""
     more = {name: options.pop(name) for name in ("on_progress", "report") if name in options}
-    jobs = plan(inputs, output, recursive=tree)
-    return upscale_files(lambda: pipe, jobs, Settings(**options), **more)
+    settings, files = settings_of(options)
+    return upscale_files(lambda: pipe, plan(inputs, output, recursive=tree), settings, files, **more)
 
 
 @pytest.mark.parametrize("size", [(6, 5), (1, 1), (1, 9)])
@@ -55,7 +55,7 @@ def test_four_times_larger_and_as_enlarge_makes_it(tiny_pipe: Any, tmp_path: Pat
     assert names(tmp_path / "o") == ["a_x4.png"]
     out = read_image(tmp_path / "o" / "a_x4.png").rgb
     assert out.shape == (4 * size[1], 4 * size[0], 3)
-    np.testing.assert_array_equal(out, enlarge(tiny_pipe, read_image(source), seed=5, steps=3).rgb)
+    np.testing.assert_array_equal(out, enlarge(tiny_pipe, read_image(source), Settings(seed=5, steps=3)).rgb)
 
 
 def test_result_depends_on_the_seed_alone_not_on_the_batch(tiny_pipe: Any, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_existing_targets(tiny_pipe: Any, tmp_path: Path) -> None:
 
     report = run(tiny_pipe, [a, b], tmp_path / "o", overwrite=True)
     assert len(report.done) == 2 and read_image(old).rgb.shape == (20, 24, 3)
-    with pytest.raises(ConfigError, match="--overwrite and --skip-existing"):
+    with pytest.raises(ConfigError, match="overwrite and skip_existing contradict"):
         run(tiny_pipe, [a], tmp_path / "o", overwrite=True, skip_existing=True)
 
 

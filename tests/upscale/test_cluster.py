@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from samdiffsr.errors import CheckpointError, ConfigError
-from samdiffsr.upscale import Job, Progress, Report, Settings, load_model, plan, upscale_anywhere, upscale_files
+from samdiffsr.upscale import Job, Progress, Report, Settings, load_model, plan, upscale_files, upscale_on_cluster
 from samdiffsr.upscale.cluster import Work, _pipeline, upscale_work
-from support import noise_image
+from support import noise_image, settings_of
 
 pytest.importorskip("pyarrow")
 
@@ -24,7 +24,7 @@ def upscale(
     model: Path, inputs: list[Any], output: Any, *, more: dict[str, Any] | None = None, **options: Any
 ) -> Report:
     jobs = plan([str(given) for given in inputs], str(output))
-    return upscale_anywhere(run, jobs, Settings(**options), model=str(model), **(more or {}))
+    return upscale_on_cluster(run, jobs, *settings_of(options), model=str(model), **(more or {}))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -146,7 +146,7 @@ def test_relative_paths_are_made_absolute_for_workers_elsewhere(
         monkeypatch.chdir("/")
         return run(works)
 
-    report = upscale_anywhere(elsewhere, jobs, model=tiny_pipe_dir.name)
+    report = upscale_on_cluster(elsewhere, jobs, model=tiny_pipe_dir.name)
     assert report.done == [Job(str(photos / "a b.png"), str(tmp_path / "o" / "a b_x4.png"))]
 
 
@@ -173,4 +173,4 @@ def test_what_concerns_all_images_is_raised(tiny_pipe_dir: Path, tmp_path: Path)
     for uri in ("nope://x/a.png", "file://host/a.png"):
         with pytest.raises(ConfigError, match=r"^Cannot use '(nope://x/|file://host/)': [^\n]*; URIs are of file, s3"):
             upscale(tiny_pipe_dir, [uri], tmp_path / "o")
-    assert upscale_anywhere(run, []) == Report()
+    assert upscale_on_cluster(run, []) == Report()

@@ -10,7 +10,7 @@ from PIL import Image
 from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.images import Picture, read_image, to_16_bit
 from samdiffsr.resize import imresize
-from samdiffsr.upscale import Goal, enlarge, load_model
+from samdiffsr.upscale import OutputSize, Settings, enlarge, load_model
 from samdiffsr.upscale.enlarge import bleed, check_size, consistent, with_mean_of
 from samdiffsr.upscale.size import passes
 from support import EXAMPLES
@@ -44,9 +44,9 @@ def window(name: str, height: int = 24, width: int = 32) -> np.ndarray:
         (None, " X250 ", "_x250", (250, 375)),
     ],
 )
-def test_goals(scale: float | None, size: str | None, suffix: str, expected: tuple[int, int]) -> None:
-    goal = Goal.parse(scale, size)
-    assert (goal.suffix, goal.size(100, 150)) == (suffix, expected)
+def test_output_sizes(scale: float | None, size: str | None, suffix: str, expected: tuple[int, int]) -> None:
+    wanted = OutputSize.parse(scale, size)
+    assert (wanted.suffix, wanted.of(100, 150)) == (suffix, expected)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_goals(scale: float | None, size: str | None, suffix: str, expected: tup
         (None, "0x5", "at least 1 pixel"),
     ],
 )
-def test_goals_that_are_none(scale: float | None, size: str | None, words: str) -> None:
+def test_output_sizes_that_are_none(scale: float | None, size: str | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Goal.parse(scale, size)
+        OutputSize.parse(scale, size)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_goals_that_are_none(scale: float | None, size: str | None, words: str) 
 )
 def test_sizes_that_do_not_suit_a_picture(size: str, words: str) -> None:
     with pytest.raises(ImageError, match=words):
-        Goal.parse(None, size).size(100, 150)
+        OutputSize.parse(None, size).of(100, 150)
 
 
 def test_the_network_runs_as_often_as_it_must() -> None:
@@ -86,23 +86,23 @@ def test_the_network_runs_as_often_as_it_must() -> None:
 
 
 def test_the_limit_holds_for_what_is_made_on_the_way() -> None:
-    assert check_size(10, 10, Goal(scale=4), max_pixels=100) == (40, 40)
+    assert check_size(10, 10, OutputSize(scale=4), max_pixels=100) == (40, 40)
     with pytest.raises(
         ImageError, match=r"10x10 pixels to 41x41 goes through 160x160, above 16 times the limit of 100"
     ):
-        check_size(10, 10, Goal(scale=4.1), max_pixels=100)
+        check_size(10, 10, OutputSize(scale=4.1), max_pixels=100)
 
 
 @pytest.mark.parametrize("scale", [1.3, 2.0, 3.7, 4.0, 5.0])
 def test_other_factors_are_bicubic_reductions_of_repeated_fours(tiny_pipe: Any, scale: float) -> None:
     lr = RNG.integers(100, 130, (5, 7, 3), dtype=np.uint8)
     seen: list[float] = []
-    result = enlarge(tiny_pipe, Picture(lr), Goal(scale=scale), seed=3, tell=seen.append).rgb
+    result = enlarge(tiny_pipe, Picture(lr), Settings(scale=scale, seed=3), on_progress=seen.append).rgb
     assert result.shape == (int(5 * scale + 0.5), int(7 * scale + 0.5), 3)
     assert seen == sorted(seen) and seen[-1] == 1 and len(seen) == (4 if scale > 4 else 2)
-    first = to_16_bit(enlarge(tiny_pipe, Picture(to_16_bit(lr)), seed=3).rgb)
+    first = to_16_bit(enlarge(tiny_pipe, Picture(to_16_bit(lr)), Settings(seed=3)).rgb)
     if scale > 4:
-        first = to_16_bit(enlarge(tiny_pipe, Picture(first), seed=3).rgb)
+        first = to_16_bit(enlarge(tiny_pipe, Picture(first), Settings(seed=3)).rgb)
     expected = imresize(first, size=result.shape[:2])
     shift = (result - expected / 257.0).mean((0, 1))  # each step has the mean of its own input
     assert np.abs(result - expected / 257.0 - shift).max() < (1.5 if scale <= 4 else 4)
@@ -117,7 +117,7 @@ def test_the_mean_colour_stays(pipe: Any, tiny_pipe: Any, name: str, scale: floa
     """Of the embedded model, and of random weights, whose own mean is far off."""
     lr = window(name)
     for one in (pipe, tiny_pipe):
-        sr = enlarge(one, Picture(lr), Goal(scale=scale)).rgb
+        sr = enlarge(one, Picture(lr), Settings(scale=scale)).rgb
         assert np.abs(sr.mean((0, 1)) - lr.mean((0, 1))).max() < 0.2
 
 
@@ -159,7 +159,7 @@ def test_consistency_gives_the_input_back(pipe: Any, scale: float, depth: int) -
     """The window is itself a bicubic reduction, so that a picture that reduces to it exists."""
     lr = window("coffee", 16, 20)
     picture = Picture(lr if depth == 8 else to_16_bit(lr))
-    plain, sr = (enlarge(pipe, picture, Goal(scale=scale), steps=1, consistency=on) for on in (False, True))
+    plain, sr = (enlarge(pipe, picture, Settings(scale=scale, steps=1, consistency=on)) for on in (False, True))
 
     def error(result: Picture) -> float:
         levels = result.rgb / (1.0 if depth == 8 else 257.0)
@@ -238,6 +238,6 @@ def test_alpha_has_the_depth_and_size_of_its_picture(tiny_pipe: Any, dtype: type
     top = np.iinfo(dtype).max
     rgb = RNG.integers(0, top, (5, 7, 3), dtype=dtype)
     alpha = RNG.integers(0, top, (5, 7), dtype=dtype)
-    result = enlarge(tiny_pipe, Picture(rgb, alpha), Goal(scale=3))
+    result = enlarge(tiny_pipe, Picture(rgb, alpha), Settings(scale=3))
     assert result.rgb.dtype == result.alpha.dtype == dtype
     np.testing.assert_array_equal(result.alpha, imresize(alpha, size=(15, 21)))

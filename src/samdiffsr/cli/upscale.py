@@ -11,7 +11,7 @@ from samdiffsr.cli.options import Cluster
 from samdiffsr.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samdiffsr.upscale import Job, Progress, Report, Settings
+    from samdiffsr.upscale import FileSettings, Job, Progress, Report, Settings
 
 MAX_PIXELS = 64_000_000  # samdiffsr.images.MAX_PIXELS, which takes numpy to import; a test compares them
 
@@ -131,22 +131,20 @@ def upscale(
     An output keeps its input's format if that can be written and can hold its transparency, and becomes PNG otherwise.
     A bad image does not end the batch: it is reported at the end, and the exit code is 1.
     """
-    from samdiffsr.upscale import Goal, Report, Settings, plan, read_list
+    from samdiffsr.upscale import FileSettings, Report, Settings, plan, read_list
 
     settings = Settings(
-        goal=Goal.parse(scale, size),
-        seed=seed,
-        steps=steps,
-        tile=tile,
-        detail=detail,
-        consistency=consistency,
+        scale=scale, size=size, steps=steps, detail=detail, seed=seed, tile=tile, consistency=consistency
+    )
+    files = FileSettings(
+        format=format,  # pyright: ignore[reportArgumentType] - checked there
         strip_metadata=strip_metadata,
         quality=quality,
         overwrite=overwrite,
         skip_existing=skip_existing,
         max_pixels=max_pixels,
     )
-    ending = settings.goal.suffix if suffix is None else suffix
+    ending = settings.output_size.suffix if suffix is None else suffix
     inputs, listed = [*(places or []), *(input or [])], read_list(input_list) if input_list else []
     if cluster is None:
         _refuse_uris(output, *inputs, *listed)
@@ -155,7 +153,7 @@ def upscale(
     _tell_ignored(jobs, output, quality, suffix)
     try:
         with _Bar() as bar:
-            _work(cluster, jobs, settings, model, device, on_progress=bar.update, report=report)
+            _work(cluster, jobs, settings, files, model, device, on_progress=bar.update, report=report)
     finally:  # also after Ctrl-C, and before an unknown model ends it
         _summarise(report, len(jobs))
     if report.failed:
@@ -186,13 +184,19 @@ def _tell_ignored(jobs: "list[Job]", output: str, quality: int | None, suffix: s
 
 
 def _work(
-    cluster: str | None, jobs: "list[Job]", settings: "Settings", model: str, device: str, **observers: Any
+    cluster: str | None,
+    jobs: "list[Job]",
+    settings: "Settings",
+    files: "FileSettings",
+    model: str,
+    device: str,
+    **observers: Any,
 ) -> None:
     """Do the jobs here or there."""
-    from samdiffsr.upscale import load_model, upscale_anywhere, upscale_files, upscale_work
+    from samdiffsr.upscale import load_model, upscale_files, upscale_on_cluster, upscale_work
 
     if cluster is None:
-        upscale_files(lambda: load_model(model, device), jobs, settings, **observers)
+        upscale_files(lambda: load_model(model, device), jobs, settings, files, **observers)
         return
     from samdiffsr.workers import on_cluster
 
@@ -200,7 +204,7 @@ def _work(
         raise ConfigError(f"--device is {device!r}, but on a cluster each worker has its own GPU; give cuda.")
     run = partial(on_cluster, cluster, upscale_work, gpus=int(device == "cuda"))
     device = "cpu" if device == "auto" else device
-    upscale_anywhere(run, jobs, settings, model=model, device=device, **observers)
+    upscale_on_cluster(run, jobs, settings, files, model=model, device=device, **observers)
 
 
 class _Bar:

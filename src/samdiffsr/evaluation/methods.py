@@ -16,6 +16,7 @@ from samdiffsr.evaluation.pairs import Images, match, read_result
 from samdiffsr.load import load_model
 from samdiffsr.pipeline import DEFAULT_MODEL, SamDiffSRPipeline
 from samdiffsr.resize import SCALE, imresize
+from samdiffsr.sampling.ranges import DETAIL, STEPS
 from samdiffsr.sampling.schedulers import use_scheduler
 
 
@@ -84,15 +85,15 @@ def model(spec: str, device: str) -> Method:
     MODEL is what `load_model` takes; the options are `steps`, `scheduler` (a name of `SCHEDULERS`) and `detail`.
 
     Raises:
-        ConfigError: an unknown option or scheduler, steps that are no whole number, a detail that is no number.
+        ConfigError: an unknown option or scheduler, or steps or a detail out of their range.
         CheckpointError: no such model.
     """
     name, options = _parse(spec)
     pipe = load_model(name, device)
     if "scheduler" in options:
         use_scheduler(pipe, options["scheduler"])
-    steps = _steps(options["steps"]) if "steps" in options else pipe.config["steps"]
-    detail = _detail(options["detail"]) if "detail" in options else pipe.config["detail"]
+    steps = STEPS.parse(options["steps"]) if "steps" in options else pipe.config["steps"]
+    detail = DETAIL.parse(options["detail"]) if "detail" in options else pipe.config["detail"]
 
     def run(images: Images, seed: int) -> tuple[np.ndarray, list[str]]:
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -113,19 +114,6 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
             f"The model is {spec!r}, but after the @ come steps=N, scheduler=NAME, detail=F, with commas."
         )
     return name, options
-
-
-def _steps(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"steps is {text!r}, but must be a whole number from 1.")
-    return int(text)
-
-
-def _detail(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"detail is {text!r}, but must be a number from 0 to 2.") from None
 
 
 def _record(name: str, pipe: SamDiffSRPipeline, steps: int, detail: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from samdiffsr.errors import ImageError
+from samdiffsr.errors import ImageError, Range
 
 WRITABLE = {
     ".png": "PNG",
@@ -24,6 +24,9 @@ SIXTEEN_BIT = frozenset({".png", ".tif", ".tiff"})
 
 READABLE = frozenset(WRITABLE) | {".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"}
 """Extensions that make a file in a folder count as an image. (What a file *is* is decided by its content.)"""
+
+QUALITY = Range("quality", 1, 100, whole=True)
+"""Of JPEG and WebP."""
 
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 

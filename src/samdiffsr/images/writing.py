@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from samdiffsr.errors import ConfigError, ImageError
+from samdiffsr.errors import ImageError
 from samdiffsr.images.encoders import encode_16_bit_png, encode_tiff
-from samdiffsr.images.formats import SIXTEEN_BIT, check_target
+from samdiffsr.images.formats import QUALITY, SIXTEEN_BIT, check_target
 from samdiffsr.images.metadata import fitting, reason, resolution_in_exif, sized
 from samdiffsr.images.picture import Metadata, Picture
 
@@ -44,8 +44,8 @@ def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int 
         ConfigError: a quality outside 1 to 100.
     """
     path = Path(path)
-    if quality is not None and not 1 <= quality <= 100:
-        raise ConfigError(f"The quality is {quality}, but must be from 1 to 100.")
+    if quality is not None:
+        QUALITY.check(quality)
     height, width = picture.rgb.shape[:2]
     format_ = check_target(path, height=height, width=width, alpha=picture.alpha is not None)
     notes: list[str] = []

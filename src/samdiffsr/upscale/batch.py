@@ -9,10 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from samdiffsr.errors import ConfigError, ImageError
+from samdiffsr.errors import ImageError
 from samdiffsr.images import (
     ALPHA,
-    MAX_PIXELS,
     TEMPORARY,
     Metadata,
     Picture,
@@ -22,54 +21,13 @@ from samdiffsr.images import (
 )
 from samdiffsr.upscale.enlarge import check_size, enlarge
 from samdiffsr.upscale.plan import Job, as_png
-from samdiffsr.upscale.size import FOUR_TIMES, Goal
+from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
 
 _OVERLAP = 16_000_000  # output pixels up to which a result is written while the next is made
 _LEFTOVER = 600  # seconds without change after which a temporary file is taken for a killed process's
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How every picture of a batch is upscaled and written.
-
-    Attributes:
-        goal: the size of the results.
-        seed: each image has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
-        steps: denoising steps, at least 1; None takes what the model was saved with.
-        tile, detail, consistency: see `enlarge`.
-        strip_metadata: leave out EXIF, XMP and resolution. The colour profile stays: colours would shift without it.
-        quality: see `write_image`.
-        overwrite, skip_existing: what to do with existing targets; with neither, that file fails.
-        max_pixels: of an input, see `read_image`, and a 16th of what a result may go through, see `enlarge`.
-
-    Raises:
-        ConfigError: a value out of range, or both switches.
-    """
-
-    goal: Goal = FOUR_TIMES
-    seed: int = 0
-    steps: int | None = None
-    tile: int | None = None
-    detail: float | None = None
-    consistency: bool = False
-    strip_metadata: bool = False
-    quality: int | None = None
-    overwrite: bool = False
-    skip_existing: bool = False
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps is {self.steps}, but must be at least 1.")
-        if self.detail is not None and not 0 <= self.detail <= 2:
-            raise ConfigError(f"detail is {self.detail}, but must be from 0 to 2.")
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise ConfigError(f"The quality is {self.quality}, but must be from 1 to 100.")
-        if self.overwrite and self.skip_existing:
-            raise ConfigError("--overwrite and --skip-existing contradict each other; give one of them.")
 
 
 @dataclass
@@ -112,6 +70,7 @@ def upscale_files(
     load: Callable[[], "SamDiffSRPipeline"],
     jobs: Sequence[Job],
     settings: Settings = Settings(),
+    files: FileSettings = FileSettings(),
     *,
     on_progress: Callable[[Progress], None] | None = None,
     report: Report | None = None,
@@ -124,7 +83,7 @@ def upscale_files(
     Args:
         load: gives the pipeline; called once, when the first good picture has been read.
         jobs: from `plan`.
-        on_progress: called when an image begins, after each of its steps, and when it ends.
+        on_progress: called when an image starts, after each of its steps, and when it ends.
         report: filled while the work goes on, so that it tells how far an interrupted batch came.
         tidy: see to each target's folder with `sweep` before the first file is written there.
 
@@ -132,28 +91,28 @@ def upscale_files(
         CheckpointError, ConfigError: of `load`, or steps that the model cannot do.
     """
     report = Report() if report is None else report
-    moves, teller, pipe = _Moves(jobs), _Teller(on_progress, len(jobs)), None
-    with ThreadPoolExecutor(1) as reader, _Writer(report, settings, tidy) as writer:
-        for job, reading in _ahead(reader, lambda job: _read(job, settings, moves), jobs):
-            teller.begin(job)
+    moves, reporter, pipe = _Moves(jobs), _Reporter(on_progress, len(jobs)), None
+    with ThreadPoolExecutor(1) as reader, _Writer(report, files, tidy) as writer:
+        for job, reading in _ahead(reader, lambda job: _read(job, settings, files, moves), jobs):
+            reporter.start(job)
             try:
                 ready = reading.result()
                 if ready is None:
                     writer.settle()
                     report.skipped.append(job)
                 else:
-                    teller.pixels = ready.pixels
+                    reporter.pixels = ready.pixels
                     pipe = load() if pipe is None else pipe
                     writer.settle(unless_small=True)
-                    writer.begin(ready, _enlarged(pipe, ready, settings, teller.tell))
+                    writer.start(ready, _enlarged(pipe, ready, settings, files, reporter.report))
             except ImageError as error:  # other errors are not this image's, but the whole batch's
                 writer.settle()
                 report.failed.append((job.source, str(error)))
-            teller.end()
+            reporter.end()
     return report
 
 
-class _Teller:
+class _Reporter:
     """Turns the part done of one image into the progress of the batch."""
 
     def __init__(self, on_progress: Callable[[Progress], None] | None, total: int) -> None:
@@ -162,17 +121,17 @@ class _Teller:
         self.pixels = 0
         """Of the current image's result, once that is known."""
 
-    def begin(self, job: Job) -> None:
+    def start(self, job: Job) -> None:
         self._source, self._number, self.pixels = job.source, self._number + 1, 0
-        self.tell(0.0)
+        self.report(0.0)
 
-    def tell(self, part: float) -> None:
+    def report(self, part: float) -> None:
         if self._on_progress is not None:
             megapixels = (self._made + self.pixels * part) / 1e6
             self._on_progress(Progress(self._source, self._number, self._total, part, megapixels))
 
     def end(self) -> None:
-        self.tell(1.0)
+        self.report(1.0)
         self._made += self.pixels
 
 
@@ -198,13 +157,13 @@ def _ahead(
         yield waiting.popleft()
 
 
-def _read(job: Job, settings: Settings, moves: "_Moves") -> _Ready | None:
+def _read(job: Job, settings: Settings, files: FileSettings, moves: "_Moves") -> _Ready | None:
     """The picture, if all that can be known before the work speaks for it; None if its target is to be left alone."""
-    if _leave_alone(job.target, settings):
+    if _leave_alone(job.target, files):
         return None
     try:
-        picture = read_image(job.source, keep_16_bit=True, max_pixels=settings.max_pixels)
-        height, width = check_size(picture.rgb.shape[0], picture.rgb.shape[1], settings.goal, settings.max_pixels)
+        picture = read_image(job.source, keep_16_bit=True, max_pixels=files.max_pixels)
+        height, width = check_size(picture.rgb.shape[0], picture.rgb.shape[1], settings.output_size, files.max_pixels)
     except MemoryError as error:
         raise ImageError(f"Not enough memory to read '{job.source}'; use a smaller image.") from error
     except ImageError as error:
@@ -213,22 +172,22 @@ def _read(job: Job, settings: Settings, moves: "_Moves") -> _Ready | None:
         raise ImageError(f"'{job.source}': {error}") from error
     if picture.alpha is not None and not job.fixed and os.path.splitext(job.target)[1].lower() not in ALPHA:
         job = moves.to_png(job)  # a BMP, or a PNG named .jpg
-        if _leave_alone(job.target, settings):
+        if _leave_alone(job.target, files):
             return None
     check_target(job.target, height=height, width=width, alpha=picture.alpha is not None)
     _prepare_folder(os.path.dirname(job.target))
-    if settings.strip_metadata:
+    if files.strip_metadata:
         picture = replace(picture, metadata=Metadata())
     return _Ready(job, picture, height * width)
 
 
-def _leave_alone(target: str, settings: Settings) -> bool:
+def _leave_alone(target: str, files: FileSettings) -> bool:
     """Whether an existing target is to be kept; ImageError if it is in the way."""
-    if settings.skip_existing and os.path.isfile(target):
+    if files.skip_existing and os.path.isfile(target):
         return True
     if os.path.isdir(target):
         raise ImageError(f"Cannot write '{target}': it is a folder; choose another output or suffix.")
-    if os.path.lexists(target) and not settings.overwrite:
+    if os.path.lexists(target) and not files.overwrite:
         raise ImageError(f"'{target}' exists already; give --overwrite to replace it or --skip-existing to keep it.")
     return False
 
@@ -266,20 +225,15 @@ def sweep(folder: str) -> None:
                 os.unlink(entry)
 
 
-def _enlarged(pipe: "SamDiffSRPipeline", ready: _Ready, settings: Settings, tell: Callable[[float], None]) -> Picture:
+def _enlarged(
+    pipe: "SamDiffSRPipeline",
+    ready: _Ready,
+    settings: Settings,
+    files: FileSettings,
+    on_progress: Callable[[float], None],
+) -> Picture:
     try:
-        return enlarge(
-            pipe,
-            ready.picture,
-            settings.goal,
-            seed=settings.seed,
-            steps=settings.steps,
-            tile=settings.tile,
-            detail=settings.detail,
-            consistency=settings.consistency,
-            max_pixels=settings.max_pixels,
-            tell=tell,
-        )
+        return enlarge(pipe, ready.picture, settings, max_pixels=files.max_pixels, on_progress=on_progress)
     except ImageError as error:
         raise ImageError(f"'{ready.job.source}': {error}") from error
 
@@ -287,8 +241,8 @@ def _enlarged(pipe: "SamDiffSRPipeline", ready: _Ready, settings: Settings, tell
 class _Writer:
     """Writes one result at a time in a thread of its own, and enters into the report what became of it."""
 
-    def __init__(self, report: Report, settings: Settings, tidy: bool) -> None:
-        self._report, self._settings, self._tidy = report, settings, tidy
+    def __init__(self, report: Report, files: FileSettings, tidy: bool) -> None:
+        self._report, self._files, self._tidy = report, files, tidy
         self._pool = ThreadPoolExecutor(1)
         self._under_way: tuple[_Ready, tuple[str, ...], Future] | None = None
         self._swept: set[str] = set()
@@ -303,7 +257,7 @@ class _Writer:
         finally:
             self._pool.shutdown()
 
-    def begin(self, ready: _Ready, result: Picture) -> None:
+    def start(self, ready: _Ready, result: Picture) -> None:
         self.settle()
         self._under_way = ready, result.notes, self._pool.submit(self._write, ready.job.target, result)
 
@@ -332,9 +286,9 @@ class _Writer:
         if self._tidy and folder not in self._swept:
             sweep(folder)
             self._swept.add(folder)
-        if _leave_alone(target, self._settings):  # again: the batch may have run for hours
+        if _leave_alone(target, self._files):  # again: the batch may have run for hours
             return None
         try:
-            return write_image(result, target, quality=self._settings.quality)
+            return write_image(result, target, quality=self._files.quality)
         except MemoryError as error:
             raise ImageError(f"Not enough memory to write '{target}'; use a smaller image.") from error

@@ -3,7 +3,7 @@
 from functools import partial
 from samdiffsr.workers import on_cluster
 
-upscale_anywhere(partial(on_cluster, "auto", upscale_work), plan(["/net/photos"], "s3://bucket/large"))
+upscale_on_cluster(partial(on_cluster, "auto", upscale_work), plan(["/net/photos"], "s3://bucket/large"))
 """
 
 import contextlib
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from samdiffsr.errors import ImageError
 from samdiffsr.load import load_model
 from samdiffsr.upscale import uris
-from samdiffsr.upscale.batch import Progress, Report, Settings, sweep, upscale_files
+from samdiffsr.upscale.batch import Progress, Report, sweep, upscale_files
 from samdiffsr.upscale.plan import Job, as_png
+from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
@@ -34,12 +35,13 @@ class Work:
 
     Attributes:
         jobs: absolute paths, or URIs. More than one only if they might become the same file.
-        settings: see there.
+        settings, files: how each picture and its file are made.
         model, device: see `load_model`.
     """
 
     jobs: tuple[Job, ...]
     settings: Settings
+    files: FileSettings
     model: str
     device: str
 
@@ -63,17 +65,22 @@ def upscale_work(work: Work) -> tuple[Report, float]:
         megapixels = now.megapixels
 
     with tempfile.TemporaryDirectory(prefix="samdiffsr-") as folder:
-        here = _Here(Path(folder), work.settings)
+        here = _Here(Path(folder), work.files)
         for job in work.jobs:
             try:
                 jobs.append(here.fetched(job))
             except ImageError as error:
                 report.failed.append((job.source, str(error)))
         made = upscale_files(
-            lambda: _pipeline(work.model, work.device), jobs, work.settings, on_progress=follow, tidy=False
+            lambda: _pipeline(work.model, work.device),
+            jobs,
+            work.settings,
+            work.files,
+            on_progress=follow,
+            tidy=False,
         )
         report.skipped += map(here.named, made.skipped)
-        report.failed += [(here.names.get(source, source), here.told(why)) for source, why in made.failed]
+        report.failed += [(here.names.get(source, source), here.translated(why)) for source, why in made.failed]
         report.notes += [(here.names.get(source, source), note) for source, note in made.notes]
         for job in made.done:
             named = here.named(job)
@@ -98,8 +105,8 @@ class _Here:
     What exists at a target stands there as an empty file, so that `upscale_files` decides what to do about it.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self._folder, self._settings = folder, settings
+    def __init__(self, folder: Path, files: FileSettings) -> None:
+        self._folder, self._overwrite = folder, files.overwrite
         self.names: dict[str, str] = {}
         """File here -> URI."""
 
@@ -113,7 +120,7 @@ class _Here:
                     self.names[str(file)] = target
                     uris.stand_in(target, file)
             place = self._file("made", job.target)
-            there = place.exists() and not self._settings.overwrite
+            there = place.exists() and not self._overwrite
             job = replace(job, target=str(place))
         if uris.is_uri(job.source):
             file = self._file(f"given{len(self.names)}", job.source)
@@ -130,17 +137,18 @@ class _Here:
         """A job of here as it was given."""
         return Job(self.names.get(job.source, job.source), self.names.get(job.target, job.target), job.fixed)
 
-    def told(self, sentence: str) -> str:
+    def translated(self, sentence: str) -> str:
         """A sentence with URIs in place of the files here."""
         for file, uri in self.names.items():
             sentence = sentence.replace(f"'{file}'", f"'{uri}'")
         return sentence
 
 
-def upscale_anywhere(
+def upscale_on_cluster(
     run: Callable[[list[Work]], Outcomes],
     jobs: Sequence[Job],
     settings: Settings = Settings(),
+    files: FileSettings = FileSettings(),
     *,
     model: str = "default",
     device: str = "cpu",
@@ -162,11 +170,11 @@ def upscale_anywhere(
     jobs = [Job(_absolute(job.source), _absolute(job.target), job.fixed) for job in jobs]
     _prepare(jobs)
     model = model if model == "default" else os.path.abspath(model)
-    works = [Work(group, settings, model, device) for group in _groups(jobs)]
-    tell = on_progress or (lambda now: None)
+    works = [Work(group, settings, files, model, device) for group in _groups(jobs)]
+    report_progress = on_progress or (lambda now: None)
     number, megapixels = 0, 0.0
     if works:
-        tell(Progress(jobs[0].source, 1, len(jobs), 0.0, 0.0))
+        report_progress(Progress(jobs[0].source, 1, len(jobs), 0.0, 0.0))
     with contextlib.closing(run(works)) as outcomes:
         for work, (part, made) in zip(works, outcomes, strict=True):
             report.done += part.done
@@ -174,7 +182,7 @@ def upscale_anywhere(
             report.failed += part.failed
             report.notes += part.notes
             number, megapixels = number + len(work.jobs), megapixels + made
-            tell(Progress(work.jobs[-1].source, number, len(jobs), 1.0, megapixels))
+            report_progress(Progress(work.jobs[-1].source, number, len(jobs), 1.0, megapixels))
     return report
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from samdiffsr.errors import ImageError
 from samdiffsr.images import MAX_PIXELS, Picture, to_8_bit, to_16_bit
 from samdiffsr.resize import SCALE, imresize
-from samdiffsr.upscale.size import FOUR_TIMES, Goal, passes
+from samdiffsr.upscale.settings import Settings
+from samdiffsr.upscale.size import OutputSize, passes
 
 if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
@@ -22,45 +23,36 @@ _ROWS = 256  # rows at once, where a copy of the whole picture is not needed
 def enlarge(
     pipe: "SamDiffSRPipeline",
     picture: Picture,
-    goal: Goal = FOUR_TIMES,
+    settings: Settings = Settings(),
     *,
-    seed: int = 0,
-    steps: int | None = None,
-    tile: int | None = None,
-    detail: float | None = None,
-    consistency: bool = False,
     max_pixels: int = MAX_PIXELS,
-    tell: Callable[[float], None] = lambda part: None,
+    on_progress: Callable[[float], None] = lambda part: None,
 ) -> Picture:
-    """The picture at its goal's size, with the same depth, profile and metadata, and notes of what happened on the way.
+    """The picture, larger, with the same depth, profile and metadata, and notes of what happened on the way.
 
     The network enlarges by 4, a second time if that is too little; bicubic reduction (MATLAB's, antialiased) leads from there
     to the size. The mean of each colour channel equals the input's, as far as black and white allow: the network's
     own is off by up to 1.1 levels of 255 (measured). Colours that no alpha shows are replaced by visible ones before.
 
     Args:
-        seed: of the sampling noise.
-        steps: denoising steps; None takes the model's default.
-        tile: see `SamDiffSRPipeline`; the result does not depend on it.
-        detail: see `SamDiffSRPipeline`; how much of the sample is added to its base.
-        consistency: project the result so that bicubic reduction to the input's size gives the input back.
-        max_pixels: the largest picture on the way may have 16 times as many pixels.
-        tell: called with the part done, 0 to 1, after each step.
+        max_pixels: the largest picture on the way can have 16 times as many pixels.
+        on_progress: called with the part done, 0 to 1, after each step.
 
     Raises:
-        ImageError: a goal that does not suit the picture, too many pixels, or too little memory.
+        ImageError: a size that does not suit the picture, too many pixels, or too little memory.
+        ConfigError: steps that the model's scheduler cannot do.
     """
     height, width = picture.rgb.shape[:2]
-    size = check_size(height, width, goal, max_pixels)
+    size = check_size(height, width, settings.output_size, max_pixels)
     lr = picture.rgb if picture.alpha is None else bleed(picture.rgb, picture.alpha)
     notes = list(picture.notes)
-    options = {"seed": seed, "num_inference_steps": steps, "tile": tile, "detail": detail, "on_note": notes.append}
     try:
-        rgb = _repeated(pipe, lr, passes(height, width, size), tell, options)
+        arguments = settings.pipeline_arguments() | {"on_warning": notes.append}
+        rgb = _repeated(pipe, lr, passes(height, width, size), settings.seed, arguments, on_progress)
         if rgb.shape[:2] != size:
             rgb = imresize(rgb, size=size)
         rgb = with_mean_of(lr, rgb)
-        if consistency:
+        if settings.consistency:
             rgb = consistent(lr, rgb)
         alpha = None if picture.alpha is None else imresize(picture.alpha, size=size)
         rgb = rgb if picture.depth == 16 else to_8_bit(rgb)
@@ -74,9 +66,9 @@ def enlarge(
         raise ImageError(f"Not enough {device} to upscale {width}x{height} pixels; use a smaller image.") from error
 
 
-def check_size(height: int, width: int, goal: Goal, max_pixels: int) -> tuple[int, int]:
+def check_size(height: int, width: int, output_size: OutputSize, max_pixels: int) -> tuple[int, int]:
     """Height and width of the result; ImageError if it, or what the network makes on the way, is too large."""
-    size = goal.size(height, width)
+    size = output_size.of(height, width)
     times = SCALE ** passes(height, width, size)
     if height * width * times**2 > SCALE**2 * max_pixels:
         made, limit = f"{width * times}x{height * times}", f"16 times the limit of {max_pixels}"
@@ -88,23 +80,26 @@ def check_size(height: int, width: int, goal: Goal, max_pixels: int) -> tuple[in
 
 
 def _repeated(
-    pipe: "SamDiffSRPipeline", rgb: np.ndarray, times: int, tell: Callable[[float], None], options: dict[str, Any]
+    pipe: "SamDiffSRPipeline",
+    rgb: np.ndarray,
+    times: int,
+    seed: int,
+    arguments: dict[str, Any],
+    on_progress: Callable[[float], None],
 ) -> np.ndarray:
     """uint8 or uint16 (h, w, 3) -> uint16, 4 times larger as often as asked."""
     import torch
 
-    options = dict(options)
-    seed = options.pop("seed")
     work = [SCALE ** (2 * number) for number in range(times)]
     for number in range(times):
 
         def after_step(pipe: Any, step: int, _timestep: Any, kwargs: dict, number: int = number) -> dict:
             part = min(1.0, (step + 1) / len(pipe.scheduler.timesteps))
-            tell((sum(work[:number]) + work[number] * part) / sum(work))
+            on_progress((sum(work[:number]) + work[number] * part) / sum(work))
             return kwargs
 
         noise = torch.Generator("cpu").manual_seed(seed)
-        output = pipe(rgb, **options, generator=noise, callback_on_step_end=after_step, output_type="uint16")
+        output = pipe(rgb, **arguments, generator=noise, callback_on_step_end=after_step, output_type="uint16")
         rgb = output.images[0]
     return rgb
 

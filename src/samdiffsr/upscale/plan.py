@@ -28,7 +28,7 @@ class Job:
     """One image to upscale and the file it becomes.
 
     Attributes:
-        source, target: paths; or URIs, which `upscale_anywhere` takes.
+        source, target: paths; or URIs, which `upscale_on_cluster` takes.
         fixed: the target's format was asked for; otherwise an image that turns out transparent may become a PNG.
     """
 

@@ -1,4 +1,4 @@
-"""How large the result shall be: a factor, or pixels."""
+"""How large a result is: a factor, or pixels."""
 
 import math
 import re
@@ -13,7 +13,7 @@ MAX_SCALE = SCALE**2
 
 
 @dataclass(frozen=True)
-class Goal:
+class OutputSize:
     """A factor, or a size with one side or both.
 
     Attributes:
@@ -43,7 +43,7 @@ class Goal:
         if size is None:
             return cls(scale=SCALE if scale is None else scale)
         if scale is not None:
-            raise ConfigError(f"--scale {scale:g} and --size {size} contradict each other; give one of them.")
+            raise ConfigError(f"scale {scale:g} and size {size} contradict each other; give one of them.")
         found = re.fullmatch(r"(\d{1,7})?x(\d{1,7})?", size.strip().lower())
         if found is None or not any(found.groups()):
             raise ConfigError(f"The size is {size!r}, but must look like 1920x1080, 1920x or x1080.")
@@ -58,7 +58,7 @@ class Goal:
     def _size(self) -> str:
         return f"{'' if self.width is None else self.width}x{'' if self.height is None else self.height}"
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
+    def of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that an upright picture of this height and width becomes.
 
         Raises:
@@ -76,9 +76,6 @@ class Goal:
         if abs(wide - width * high / height) > 1 and abs(high - height * wide / width) > 1:
             raise ImageError(f"{here}, so {there} would distort it; give one side, as in {wide}x.")
         return high, wide
-
-
-FOUR_TIMES = Goal(scale=SCALE)
 
 
 def passes(height: int, width: int, size: tuple[int, int]) -> int:

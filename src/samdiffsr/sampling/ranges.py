@@ -1,0 +1,8 @@
+"""The ranges of what a model samples with. Pipeline, settings and evaluation check them here; no torch is needed."""
+
+from samdiffsr.errors import Range
+
+DETAIL = Range("detail", 0, 2)
+SEED = Range("seed", 0, 2**63 - 1, whole=True)
+STEPS = Range("steps", 1, whole=True)
+TILE = Range("tile", 0, whole=True)

@@ -1,0 +1,187 @@
+"""What can be asked for: `Settings` changes the picture, `FileSettings` the files. Each field has its words and its check here.
+
+The command line makes an option of every field, and a form or a query string becomes settings by `from_text`. To add a
+setting is to add its field: `_setting` says the rest.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from samdiffsr.errors import ConfigError, Range, choose
+from samdiffsr.images import MAX_PIXELS
+from samdiffsr.images.formats import QUALITY
+from samdiffsr.sampling.ranges import DETAIL, SEED, STEPS, TILE
+
+if TYPE_CHECKING:
+    from samdiffsr.upscale.size import OutputSize
+
+Class = TypeVar("Class")
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    metavar: str = "",
+    short: str = "",
+    range: Range | None = None,
+    unset: str = "",
+    argument: str = "",
+) -> Any:
+    """A field with its words.
+
+    Args:
+        default: of the field; None means that somebody else decides, and `unset` says who.
+        help: one sentence for the user.
+        metavar, short: the value and the short name of the option on the command line.
+        range: of a number.
+        argument: of the pipeline's call, which takes the value as it is.
+    """
+    words = {"help": help, "metavar": metavar, "short": short, "range": range, "unset": unset, "argument": argument}
+    return dataclasses.field(default=default, metadata=words)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is enlarged. Its files are the matter of `FileSettings`.
+
+    Attributes:
+        scale: factor above 1, at most 16; neither scale nor size means 4.
+        size: "1920x1080", "1920x" or "x1080" instead of a factor, see `OutputSize`.
+        steps, detail, tile: see `SamDiffSRPipeline`; None takes what the model was saved with, for the tile the free memory.
+        seed: each picture has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
+        consistency: project the result so that its bicubic reduction to the input's size equals the input.
+
+    Raises:
+        ConfigError: a value out of its range, or both a scale and a size.
+    """
+
+    scale: float | None = _setting(None, "Factor above 1, at most 16.", metavar="F", short="-s", unset="4")
+    size: str | None = _setting(
+        None, "Size instead of a factor; 1920x or x1080 keeps the aspect, 1920x1080 must have it.", metavar="WxH"
+    )
+    steps: int | None = _setting(
+        None,
+        "Denoising steps.",
+        metavar="N",
+        range=STEPS,
+        unset="as the model was saved",
+        argument="num_inference_steps",
+    )
+    detail: float | None = _setting(
+        None,
+        "0: smooth and truest on average, 1: all that was sampled, at most 2.",
+        metavar="F",
+        range=DETAIL,
+        unset="as the model was saved",
+        argument="detail",
+    )
+    seed: int = _setting(0, "Each image starts from this seed.", metavar="N", range=SEED)
+    tile: int | None = _setting(
+        None,
+        "Side of a tile in input pixels, 0: no tiles.",
+        metavar="N",
+        short="-t",
+        range=TILE,
+        unset="by the free memory",
+        argument="tile",
+    )
+    consistency: bool = _setting(False, "Make the bicubic reduction of each result equal its input.")
+
+    def __post_init__(self) -> None:
+        _check(self)
+        _ = self.output_size
+
+    @property
+    def output_size(self) -> "OutputSize":
+        """How large the result is."""
+        from samdiffsr.upscale.size import OutputSize
+
+        return OutputSize.parse(self.scale, self.size)
+
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """What the pipeline's call takes of these settings; the seed is not among them, it becomes a generator."""
+        wanted = ((one.metadata["argument"], one.name) for one in dataclasses.fields(self))
+        return {argument: getattr(self, name) for argument, name in wanted if argument}
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """Which files are read and how results are written. Nothing here changes a pixel of a lossless file.
+
+    Attributes:
+        format: "auto" keeps the input's where it can, see `plan`.
+        quality: see `write_image`.
+        strip_metadata: leave out EXIF, XMP and resolution. The colour profile stays: colours would shift without it.
+        overwrite, skip_existing: what to do with existing targets; with neither, that file fails.
+        max_pixels: of an input, see `read_image`; a picture on the way to the result can have 16 times as many.
+
+    Raises:
+        ConfigError: a value out of its range, or both switches.
+    """
+
+    format: Literal["auto", "png", "jpg", "webp", "tiff"] = _setting(
+        "auto", "auto, png, jpg, webp, tiff; auto keeps the input's where it can.", metavar="NAME"
+    )
+    quality: int | None = _setting(
+        None,
+        "Of JPEG and WebP, from 1 to 100.",
+        metavar="N",
+        range=QUALITY,
+        unset="95 for JPEG, lossless for WebP",
+    )
+    strip_metadata: bool = _setting(False, "Leave out EXIF, XMP and resolution; the colour profile stays.")
+    overwrite: bool = _setting(False, "Replace outputs that exist.")
+    skip_existing: bool = _setting(False, "Leave out images whose output exists.")
+    max_pixels: int = _setting(
+        MAX_PIXELS,
+        "Refuse inputs with more pixels than this, and whatever makes 16 times more on the way.",
+        metavar="N",
+        range=Range("max_pixels", 1, whole=True),
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.overwrite and self.skip_existing:
+            raise ConfigError("overwrite and skip_existing contradict each other; give one of them.")
+
+
+def _check(settings: Any) -> None:
+    """Every value against the range or the choices of its field."""
+    kinds = get_type_hints(type(settings))
+    for one in dataclasses.fields(settings):
+        value: Any = getattr(settings, one.name)
+        allowed: Range | None = one.metadata["range"]
+        if value is None and one.default is None:
+            continue
+        if allowed is not None:
+            allowed.check(value)
+        elif get_origin(kinds[one.name]) is Literal:
+            choose(str(value), dict.fromkeys(get_args(kinds[one.name])), one.name)
+
+
+def from_text(kind: type[Class], given: Mapping[str, str]) -> Class:
+    """A dataclass of numbers, switches and names from what a user wrote, such as {"detail": "0.5"}.
+
+    Raises:
+        ConfigError: an unknown name, a text that is no value of its field, or what the class itself refuses.
+    """
+    hints = get_type_hints(kind)
+    names = {one.name: hints[one.name] for one in dataclasses.fields(kind) if one.init}  # type: ignore[arg-type]
+    return kind(**{name: _value(name, choose(name, names, "the setting"), text) for name, text in given.items()})
+
+
+def _value(name: str, kind: Any, text: str) -> Any:
+    """The text as a value of the field's type; the class checks its range."""
+    kinds = set(get_args(kind)) or {kind}
+    if bool in kinds:
+        return choose(text.lower(), {"true": True, "false": False, "1": True, "0": False}, name)
+    for number, words in ((int, "a whole number"), (float, "a number")):
+        if number in kinds:
+            try:
+                return number(text)
+            except ValueError:
+                raise ConfigError(f"{name} is {text!r}, but must be {words}.") from None
+    return text
