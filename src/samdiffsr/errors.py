@@ -14,6 +14,14 @@ class ImageError(SamDiffSRError):
     """An image that cannot be read, written or processed."""
 
 
+class UnknownFormatError(ImageError):
+    """A file that is no image, or of a kind that is not read."""
+
+
+class TooLargeError(ImageError):
+    """An image with more pixels than allowed, or than memory holds."""
+
+
 class MaskError(SamDiffSRError):
     """A mask or structure file that is missing, unreadable or does not fit its image."""
 

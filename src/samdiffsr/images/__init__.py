@@ -3,7 +3,7 @@
 from samdiffsr.images.formats import ALPHA, READABLE, SIXTEEN_BIT, WRITABLE, check_target, is_picture_name
 from samdiffsr.images.picture import Metadata, Picture, to_8_bit, to_16_bit
 from samdiffsr.images.reading import MAX_PIXELS, image_size, read_image
-from samdiffsr.images.writing import TEMPORARY, temporary_name, write_image, write_whole
+from samdiffsr.images.writing import TEMPORARY, encode_image, temporary_name, write_image, write_whole
 
 __all__ = [
     "ALPHA",
@@ -15,6 +15,7 @@ __all__ = [
     "Metadata",
     "Picture",
     "check_target",
+    "encode_image",
     "image_size",
     "is_picture_name",
     "read_image",

@@ -15,14 +15,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from samdiffsr.errors import ImageError
+from samdiffsr.errors import ImageError, TooLargeError, UnknownFormatError
 from samdiffsr.images.metadata import BROKEN, read_metadata, reason
 from samdiffsr.images.picture import Picture
 
@@ -53,7 +53,13 @@ _GREY_ALPHA, _ALL_FOUR = "LA;16B", "RGBA"  # two samples of two bytes are four b
 _pillow_limit = threading.Lock()
 
 
-def read_image(path: str | os.PathLike[str], *, keep_16_bit: bool = False, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    content: bytes | None = None,
+    keep_16_bit: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Picture:
     """Read the first frame of an image file, upright.
 
     CMYK is converted to 8-bit sRGB through its colour profile (plainly if there is none, with a note). Whatever is lost
@@ -61,39 +67,59 @@ def read_image(path: str | os.PathLike[str], *, keep_16_bit: bool = False, max_p
 
     Args:
         path: any PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA or AVIF file; the name does not matter.
+        content: of the file, if it is in memory already; then `path` is only its name in messages, and is not opened.
         keep_16_bit: a file with more than 8 bits a sample becomes 16 bit: PNG and TIFF of 16 bits exactly, 12 bits scaled,
             floats from [0, 1]. Without it everything becomes 8 bit, with a note.
         max_pixels: width times height above which the file is refused before it is decoded.
 
     Raises:
-        ImageError: missing, a folder, empty, not an image, damaged, unreadable, too large or of an unknown colour mode.
+        ImageError: missing, a folder, empty, damaged, unreadable or of an unknown colour mode; UnknownFormatError: not an
+            image; TooLargeError: more pixels.
     """
-    path = Path(path)
-    with _warnings_of_this_thread() as heard, _opened(path, max_pixels) as (image, bits):
-        picture = _decode(image, bits, keep_16_bit, path)
+    file = _File(Path(path), content)
+    with _warnings_of_this_thread() as heard, _opened(file, max_pixels) as (image, bits):
+        picture = _decode(image, bits, keep_16_bit, file)
     words = tuple(f"while reading: {' '.join(warning.split()).rstrip('.')}" for warning in heard)
     return replace(picture, notes=picture.notes + tuple(dict.fromkeys(words)))
 
 
-def image_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height by the header alone, as stored: the camera's orientation may swap them.
+def image_size(
+    path: str | os.PathLike[str], *, content: bytes | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """Width and height by the header alone, as stored: the camera's orientation may swap them. `content`: see `read_image`.
 
     Raises:
         ImageError: as `read_image`, but for damaged pixels.
     """
-    with _warnings_of_this_thread(), _opened(Path(path), max_pixels) as (image, _):
+    with _warnings_of_this_thread(), _opened(_File(Path(path), content), max_pixels) as (image, _):
         return image.size
 
 
-def _decode(image: Image.Image, bits: int, keep_16_bit: bool, path: Path) -> Picture:
-    notes: list[str] = []
+@dataclass(frozen=True)
+class _File:
+    """A file on disk, or the content of one under the name it had."""
+
+    path: Path
+    content: bytes | None
+
+    def open(self) -> BinaryIO:
+        """Its bytes, from a file that exists, is no folder or device, and is not empty."""
+        if self.content is None:
+            return _regular_file(self.path)
+        if not self.content:
+            raise _empty(self.path)
+        return io.BytesIO(self.content)
+
+
+def _decode(image: Image.Image, bits: int, keep_16_bit: bool, file: _File) -> Picture:
+    path, notes = file.path, []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a preview
         notes.append("several frames, only the first is used")
     icc = image.info.get("icc_profile") or None
     if bits > 8 and image.format == "TIFF" and image.tag_v2.get(_PLANAR) == 2:  # type: ignore[attr-defined]
         # Pillow reads some of these as noise
         raise ImageError(f"'{path}' is a {bits}-bit TIFF that stores its channels apart; convert it to PNG.")
-    low = _low_bytes(image, path) if keep_16_bit and bits > 8 and image.mode in ("RGB", "RGBA") else None
+    low = _low_bytes(image, file) if keep_16_bit and bits > 8 and image.mode in ("RGB", "RGBA") else None
     grey_alpha = low is not None and _is_grey_alpha(image)
     image.load()
     metadata, orientation = read_metadata(image, notes)
@@ -145,17 +171,18 @@ def _warnings_of_this_thread() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
+def _opened(source: _File, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
     """The image, its pixels not yet decoded, and its bits per sample. Every failure in the body becomes an ImageError."""
+    path = source.path
     try:
-        with _regular_file(path) as file:
+        with source.open() as file:
             head = file.read(26)
             image = _identify(path, file, max_pixels)
             with image:
                 yield image, _bits(image, head)
     except UnidentifiedImageError as error:
         known = "PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA, AVIF"
-        raise ImageError(
+        raise UnknownFormatError(
             f"'{path}' is not an image, of an unknown kind, or its header is damaged; give one of {known}."
         ) from error
     except OSError as error:
@@ -177,8 +204,12 @@ def _regular_file(path: Path) -> BinaryIO:
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"'{path}' is not a regular file; give an image file.")
     if status.st_size == 0:
-        raise ImageError(f"'{path}' is empty (0 bytes); copy or export it again.")
+        raise _empty(path)
     return open(path, "rb")
+
+
+def _empty(path: Path) -> ImageError:
+    return UnknownFormatError(f"'{path}' is empty (0 bytes); copy or export it again.")
 
 
 def _identify(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
@@ -197,7 +228,9 @@ def _identify(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
         raise ImageError(f"'{path}' is {width}x{height} pixels, so there is nothing in it; export it again.")
     if width * height > max_pixels:
         size, limit = f"{width}x{height} = {width * height} pixels", f"limit of {max_pixels}"
-        raise ImageError(f"'{path}' has {size}, above the {limit}; raise it with --max-pixels if you trust the file.")
+        raise TooLargeError(
+            f"'{path}' has {size}, above the {limit}; raise it with --max-pixels if you trust the file."
+        )
     return image
 
 
@@ -215,9 +248,9 @@ def _bits(image: Image.Image, head: bytes) -> int:
     return 16 if image.mode[0] == "I" else 8
 
 
-def _low_bytes(image: Image.Image, path: Path) -> Image.Image | None:
+def _low_bytes(image: Image.Image, source: _File) -> Image.Image | None:
     """The same image, decoded to the low bytes of its 16-bit samples; None if Pillow cannot."""
-    with _regular_file(path) as file, _identify(path, file, image.width * image.height) as second:
+    with source.open() as file, _identify(source.path, file, image.width * image.height) as second:
         if not _select_low_bytes(second):
             return None
         second.load()

@@ -43,6 +43,20 @@ def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int 
         ImageError: unknown extension, transparency in a format without, missing folder, no permission, disk full.
         ConfigError: a quality outside 1 to 100.
     """
+    content, notes = encode_image(picture, path, quality=quality)
+    write_whole(content, Path(path))
+    return notes
+
+
+def encode_image(
+    picture: Picture, path: str | os.PathLike[str], *, quality: int | None = None
+) -> tuple[memoryview, tuple[str, ...]]:
+    """The bytes that `write_image` would write to `path`, and its notes; nothing is written.
+
+    Raises:
+        ImageError: unknown extension, or transparency in a format without.
+        ConfigError: a quality outside 1 to 100.
+    """
     path = Path(path)
     if quality is not None:
         QUALITY.check(quality)
@@ -63,8 +77,7 @@ def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int 
             buffer = _encoded(picture, metadata, format_, quality, notes)
     except (OSError, ValueError, struct.error, OverflowError) as error:
         raise ImageError(f"Cannot write '{path}': {reason(error)}; try .png.") from error
-    write_whole(buffer.getbuffer(), path)
-    return tuple(notes)
+    return buffer.getbuffer(), tuple(notes)
 
 
 def _samples(picture: Picture, *, keep_grey: bool = True) -> np.ndarray:
