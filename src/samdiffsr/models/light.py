@@ -7,6 +7,7 @@ docs/log.md has the measurements behind the width.
 """
 
 import math
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from samdiffsr.errors import ConfigError
+from samdiffsr.models.level import WIDTH, LevelEmbedding, LevelHead
 from samdiffsr.resize import SCALE, imresize_tensor
 
 
@@ -36,16 +38,19 @@ def _check(**sizes: int) -> None:
 
 
 class LightBlock(nn.Module):
-    """x + conv(relu(film(conv(x)))), where the time embedding, if there is one, scales and shifts each channel."""
+    """x + conv(relu(film(conv(x)))), where the embedding of the time or of the level scales and shifts each channel.
 
-    def __init__(self, width: int, time_width: int = 0) -> None:
+    Without `bias` an embedding of zeros changes nothing.
+    """
+
+    def __init__(self, width: int, time_width: int = 0, *, bias: bool = True) -> None:
         super().__init__()
         self.conv1 = conv(width, width)
         self.conv2 = conv(width, width, gain=0.1)
-        self.film = nn.Linear(time_width, 2 * width) if time_width else None
+        self.film = nn.Linear(time_width, 2 * width, bias=bias) if time_width else None
         if self.film is not None:
-            nn.init.zeros_(self.film.weight)
-            nn.init.zeros_(self.film.bias)
+            for parameter in self.film.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         if self.film is None or time is None:
@@ -68,18 +73,27 @@ class LightEncoder(ModelMixin, ConfigMixin):
     Args:
         width: channels of the trunk and of the features.
         blocks: residual blocks.
+        level: take the level of degradation as an input, and estimate it (`estimate_level`).
     """
 
     __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
 
     @register_to_config
-    def __init__(self, width: int = 128, blocks: int = 8) -> None:
+    def __init__(self, width: int = 128, blocks: int = 8, level: bool = False) -> None:
         super().__init__()
         _check(width=width, blocks=blocks)
         self.conv_in = conv(3, width)
-        self.trunk = nn.ModuleList(LightBlock(width) for _ in range(blocks))
+        film = {"time_width": WIDTH, "bias": False} if level else {}
+        self.trunk = nn.ModuleList(LightBlock(width, **film) for _ in range(blocks))
         self.conv_out = conv(width, width, gain=0.1)
         self.head = conv(width, 3 * SCALE**2, gain=0.1)
+        self.level_embedding = LevelEmbedding(WIDTH) if level else None
+        self.level_head = LevelHead() if level else None
+
+    @property
+    def takes_level(self) -> bool:
+        """Whether `encode` looks at a level."""
+        return self.level_embedding is not None
 
     @property
     def feature_channels(self) -> int:
@@ -95,21 +109,32 @@ class LightEncoder(ModelMixin, ConfigMixin):
         """About what `encode` holds at once."""
         return 6 * self.conv_in.out_channels + with_image * 6 * 3 * SCALE**2
 
-    def encode(self, lr: Tensor, *, with_image: bool = False) -> tuple[Tensor, Tensor | None]:
-        """lr (N, 3, h, w) in [-1, 1] -> features (N, width, h, w) and, if asked for, the estimate (N, 3, 4h, 4w) in [-1, 1]."""
+    def encode(
+        self, lr: Tensor, level: Tensor | None = None, *, with_image: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """lr (N, 3, h, w) in [-1, 1] -> features (N, width, h, w) and, if asked for, the estimate (N, 3, 4h, 4w) in [-1, 1].
+
+        `level` (N,) in [0, 1] says how degraded lr is, to an encoder that takes it; none is 0.
+        """
         first = self.conv_in(lr)
+        film = None if self.level_embedding is None or level is None else self.level_embedding(level)
         x = first
         for block in self.trunk:
-            x = block(x)
+            x = block(x, film)
         features = self.conv_out(x).add_(first)
         if not with_image:
             return features, None
         detail = F.pixel_shuffle(self.head(features), SCALE)
         return features, (imresize_tensor(lr, SCALE) + detail).clamp(-1, 1)
 
-    def forward(self, lr: Tensor) -> Tensor:
-        """lr (N, 3, h, w) in [-1, 1] -> the estimate (N, 3, 4h, 4w), clamped to [-1, 1]."""
-        image = self.encode(lr, with_image=True)[1]
+    def estimate_level(self, windows: Iterable[Tensor]) -> Tensor:
+        """See `LevelHead.estimate`; of an encoder that takes a level."""
+        assert self.level_head is not None, "the encoder was built without a level"
+        return self.level_head.estimate(windows)
+
+    def forward(self, lr: Tensor, level: Tensor | None = None) -> Tensor:
+        """lr (N, 3, h, w) in [-1, 1], level as for `encode` -> the estimate (N, 3, 4h, 4w), clamped to [-1, 1]."""
+        image = self.encode(lr, level, with_image=True)[1]
         assert image is not None
         return image
 
@@ -136,12 +161,13 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         width: channels of the trunk.
         blocks: residual blocks.
         feature_channels: channels of the encoder's features.
+        level: take the level of degradation as an input.
     """
 
     __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
 
     @register_to_config
-    def __init__(self, width: int = 128, blocks: int = 8, feature_channels: int = 128) -> None:
+    def __init__(self, width: int = 128, blocks: int = 8, feature_channels: int = 128, level: bool = False) -> None:
         super().__init__()
         _check(width=width, blocks=blocks, feature_channels=feature_channels)
         self.time = TimeEmbedding(width)
@@ -149,6 +175,12 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         self.conv_features = conv(feature_channels, width)
         self.trunk = nn.ModuleList(LightBlock(width, time_width=width) for _ in range(blocks))
         self.head = conv(width, 3 * SCALE**2, gain=0.1)
+        self.level_embedding = LevelEmbedding(width, zero=True) if level else None
+
+    @property
+    def takes_level(self) -> bool:
+        """Whether `forward` looks at a level."""
+        return self.level_embedding is not None
 
     @property
     def hr_multiple(self) -> int:
@@ -183,12 +215,22 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         """What does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, h, w)."""
         return self.conv_features(features)
 
-    def forward(self, x_t: Tensor, t: Tensor, features: Tensor | None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        features: Tensor | None,
+        condition: Tensor | None = None,
+        level: Tensor | None = None,
+    ) -> Tensor:
         """x_t (N, 3, H, W), t (N,) 0-based, features (N, C, H / 4, W / 4) -> prediction (N, 3, H, W).
 
-        Instead of the features, which may then be None, comes the `condition` made of them, if there is one.
+        Instead of the features, which may then be None, comes the `condition` made of them, if there is one. `level` (N,) in
+        [0, 1] is that of the LR image, for a denoiser that takes it; none is 0.
         """
         time = self.time(t)
+        if self.level_embedding is not None and level is not None:
+            time = time + self.level_embedding(level)
         condition = self.condition(cast(Tensor, features)) if condition is None else condition
         x = self.conv_in(F.pixel_unshuffle(x_t, SCALE)).add_(condition)
         for block in self.trunk:

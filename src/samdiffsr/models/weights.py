@@ -39,6 +39,21 @@ def load_network(kind: type[nn.Module], folder: Path) -> Any:
     return network
 
 
+def with_level(network: Any, seed: int = 0) -> Any:
+    """A copy of a light network that takes the level of degradation; before it is trained, no level changes what it returns.
+
+    Args:
+        seed: of the new weights.
+    """
+    arguments = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        copy = type(network)(**arguments | {"level": True})
+    unknown = copy.load_state_dict(network.state_dict(), strict=False).unexpected_keys
+    assert not unknown, unknown
+    return copy.train(network.training)
+
+
 def check_weights(network: nn.Module, folder: Path) -> None:
     """Refuse what diffusers only warns of: tensors that were not in the folder's files and are therefore random.
 
