@@ -111,7 +111,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_names_that_are_no_utf_8_do_not_end_a_verb_at_its_last_words(source: Path, tmp_path: Path) -> None:
     line = ("-m", "samdiffsr", "masks", "-i", source.parent, "-o", tmp_path / os.fsdecode(b"o\xff"))
-    call = [sys.executable, *map(str, line), "--segmenter", "classical"]
+    call = [sys.executable, *map(str, line), "--segmenter", "felzenszwalb"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

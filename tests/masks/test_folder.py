@@ -22,12 +22,12 @@ from samdiffsr.cli import main
 from samdiffsr.cli.masks import _pace
 from samdiffsr.images import read_image
 from samdiffsr.masks.automatic import GeneratorOptions
-from samdiffsr.masks.felzenszwalb import ClassicalSegmenter
+from samdiffsr.masks.felzenszwalb import FelzenszwalbSegmenter
 from samdiffsr.masks.folder import MaskJob, list_photographs, make_masks, mask_folder
 from samdiffsr.masks.records import read_records
 from samdiffsr.masks.sam import SamRecipe, SamSegmenter
 
-RECIPE = ClassicalSegmenter(min_size=20)
+RECIPE = FelzenszwalbSegmenter(min_size=20)
 
 
 def photograph(number: int, size: tuple[int, int] = (48, 36)) -> Image.Image:
@@ -133,15 +133,27 @@ def test_with_a_real_sam(photos, tmp_path, command):
     (tmp_path / "sam/model.safetensors").unlink()  # not needed where nothing is to be done
     code, told, _ = command("-i", photos, "-o", out, "--sam-model", tmp_path / "sam", *options)
     assert code == 0 and "0 made, 6 there before" in told
-    code, _, error = command("-i", photos, "-o", out, "--segmenter", "classical")
-    assert code == 2 and "'sam', not 'classical'" in error
+    code, _, error = command("-i", photos, "-o", out, "--segmenter", "felzenszwalb")
+    assert code == 2 and "'sam', not 'felzenszwalb'" in error
 
 
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 
 def start(photos: Path, out: Path, *more: str) -> subprocess.Popen:
-    arguments = ["masks", "-i", photos, "-o", out, "--segmenter", "classical", "--min-size", "20", "--preview", *more]
+    arguments = [
+        "masks",
+        "-i",
+        photos,
+        "-o",
+        out,
+        "--segmenter",
+        "felzenszwalb",
+        "--min-size",
+        "20",
+        "--preview",
+        *more,
+    ]
     return subprocess.Popen(
         [sys.executable, "-m", "samdiffsr", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -228,7 +240,7 @@ def test_bad_photographs_are_told_at_the_end_and_the_others_done(photos, tmp_pat
     (photos / "zero.jpg").write_bytes(b"")
     Image.new("L", (3000, 3000)).save(photos / "huge.png")
     code, out, error = command(
-        "-i", photos, "-o", tmp_path / "m", "--segmenter", "classical", "--max-pixels", 1_000_000
+        "-i", photos, "-o", tmp_path / "m", "--segmenter", "felzenszwalb", "--max-pixels", 1_000_000
     )
     assert code == 1
     assert "6 made, 0 there before, 3 failed" in out
@@ -301,18 +313,21 @@ def test_the_pace():
         (("-i", "empty"), "no image"),
         (("-i", "nowhere"), "nowhere"),
         (("-i", "twice"), "x.json"),
-        (("-o", "hr", "--preview", ""), "one of their own"),
+        (("-o", "hr", "--preview", ""), "another folder for the masks"),
         (("--shard", "3"), "I/N"),
         (("--shard", "3/2"), "1/2 to 2/2"),
-        (("--segmenter", "magic"), "'classical'"),
-        (("--segmenter", "classical", "--points-per-side", "3"), "--points-per-side"),
+        (("--segmenter", "magic"), "'felzenszwalb'"),
+        (("--segmenter", "felzenszwalb", "--points-per-side", "3"), "--points-per-side"),
         (("--segmenter", "sam", "--scale", "3"), "--scale"),
-        (("--segmenter", "classical", "--sam-model", "x"), "--sam-model"),
-        (("--segmenter", "classical", "--sigma", "inf"), "sigma"),
-        (("--segmenter", "classical", "--device", "nonsense"), "--device is no option of the segmenter 'classical'"),
+        (("--segmenter", "felzenszwalb", "--sam-model", "x"), "--sam-model"),
+        (("--segmenter", "felzenszwalb", "--sigma", "inf"), "sigma"),
+        (
+            ("--segmenter", "felzenszwalb", "--device", "nonsense"),
+            "--device is no option of the segmenter 'felzenszwalb'",
+        ),
         (("--segmenter", "sam", "--points-per-side", "0"), "points_per_side"),
         (("--sam-model", "./no-such-folder"), "no-such-folder"),
-        (("-o", "hr/a.png/m", "--segmenter", "classical"), "hr/a.png/m"),
+        (("-o", "hr/a.png/m", "--segmenter", "felzenszwalb"), "hr/a.png/m"),
     ],
 )
 def test_bad_options_are_one_sentence_and_leave_nothing(arguments, told, photos, tmp_path, command, monkeypatch):
@@ -336,10 +351,10 @@ def test_folders_made_otherwise_are_not_continued(photos, tmp_path):
     mask_folder(photos, out, RECIPE)
     before = contents(out)
     with pytest.raises(SamDiffSRError, match=r"min_size 20, not 21"):
-        mask_folder(photos, out, ClassicalSegmenter(min_size=21))
+        mask_folder(photos, out, FelzenszwalbSegmenter(min_size=21))
     assert contents(out) == before
     (out / "masks.options").unlink()
-    with pytest.raises(SamDiffSRError, match=r"\.json\) but no masks\.options"):
+    with pytest.raises(SamDiffSRError, match=r"\.json\), but no masks\.options"):
         mask_folder(photos, out, RECIPE)
     (out / "masks.options").write_text("{")
     with pytest.raises(SamDiffSRError, match=r"masks\.options cannot be read"):
@@ -348,7 +363,7 @@ def test_folders_made_otherwise_are_not_continued(photos, tmp_path):
 
 def test_a_run_without_a_mask_does_not_lock_the_folder(photos, tmp_path):
     """But what it has begun is not mixed into the masks of the next one."""
-    other, out = ClassicalSegmenter(min_size=21), tmp_path / "m"
+    other, out = FelzenszwalbSegmenter(min_size=21), tmp_path / "m"
     out.mkdir()
     (out / "masks.options").write_text(json.dumps(other.record()))
     assert mask_folder(photos, out, RECIPE).made == 6
@@ -367,7 +382,7 @@ def test_a_full_disk_stops_the_run(photos, tmp_path, command, monkeypatch):
     monkeypatch.setattr(samdiffsr.images.writing, "open", full, raising=False)
     out = tmp_path / "m"
     out.mkdir()
-    code, _, error = command("-i", photos, "-o", out, "--segmenter", "classical")
+    code, _, error = command("-i", photos, "-o", out, "--segmenter", "felzenszwalb")
     assert code == 2
     assert "No space left" in error and "free some space" in error
     assert contents(out) == {}
@@ -379,8 +394,8 @@ def test_auto_without_weights_says_what_it_takes(photos, tmp_path):
     arguments = [sys.executable, "-m", "samdiffsr", "masks", "-i", str(photos), "-o", str(tmp_path / "m")]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0
-    assert "Segmenter: classical" in done.stderr and "facebook/sam-vit-huge, 2.6 GB" in done.stderr
-    assert json.loads((tmp_path / "m/masks.options").read_text())["segmenter"] == "classical"
+    assert "Segmenter: felzenszwalb" in done.stderr and "facebook/sam-vit-huge, 2.6 GB" in done.stderr
+    assert json.loads((tmp_path / "m/masks.options").read_text())["segmenter"] == "felzenszwalb"
     arguments[-1] = str(tmp_path / "n")
     done = subprocess.run(
         [*arguments, "--segmenter", "sam"], capture_output=True, text=True, env=environment, check=False
@@ -395,7 +410,7 @@ def test_help_states_the_defaults(command):
     code, out, _ = command("--help")
     text = " ".join(out.split())
     assert code == 0
-    for name, value in [*vars(GeneratorOptions()).items(), *vars(ClassicalSegmenter()).items()]:
+    for name, value in [*vars(GeneratorOptions()).items(), *vars(FelzenszwalbSegmenter()).items()]:
         if name != "pixels":  # no option
             told = text.partition(f"--{name.replace('_', '-')} ")[2].partition("[default: ")[2].partition("]")[0]
             assert float(told) == pytest.approx(value, abs=1e-4), name

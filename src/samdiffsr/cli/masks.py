@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Input = Annotated[Path, typer.Option("-i", "--input", metavar="DIR", help="Folder of photographs.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of masks, made if need be.")]
 Which = Annotated[
-    str, typer.Option(metavar="NAME", help="sam, classical, or auto: sam if its weights are here, else classical.")
+    str,
+    typer.Option(metavar="NAME", help="sam, felzenszwalb, or auto: sam if its weights are here, else felzenszwalb."),
 ]
 Model = Annotated[
     str | None,
@@ -56,9 +57,9 @@ CropNms = Annotated[float | None, _number("F", "sam: the same as --box-nms-thres
 CropOverlap = Annotated[float | None, _number("F", "sam: overlap of crops, part of the shorter side.", 0.3413)]
 CropDownscale = Annotated[int | None, _number("N", "sam: points a side are divided by this each layer.", 1)]
 MinRegion = Annotated[int | None, _number("N", "sam: fill holes and drop islands below this many pixels.", 0)]
-Scale = Annotated[float | None, _number("F", "classical: larger means larger regions.", 300)]
-Sigma = Annotated[float | None, _number("F", "classical: smoothing before, in pixels.", 0.8)]
-MinSize = Annotated[int | None, _number("N", "classical: regions of fewer pixels join a neighbour.", 200)]
+Scale = Annotated[float | None, _number("F", "felzenszwalb: larger means larger regions.", 300)]
+Sigma = Annotated[float | None, _number("F", "felzenszwalb: smoothing before, in pixels.", 0.8)]
+MinSize = Annotated[int | None, _number("N", "felzenszwalb: regions of fewer pixels join a neighbour.", 200)]
 
 
 def register(app: typer.Typer) -> None:
@@ -131,23 +132,23 @@ _SAM_OPTIONS = (
     *("box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor"),
     "min_mask_region_area",
 )
-_CLASSICAL_OPTIONS = ("scale", "sigma", "min_size")
+_FELZENSZWALB_OPTIONS = ("scale", "sigma", "min_size")
 
 
 def _recipe(segmenter: str, given: dict[str, Any]) -> "Recipe":
     """What the options ask for; an option of the other segmenter is an error."""
-    choose(segmenter, {"auto": 0, "sam": 0, "classical": 0}, "--segmenter")
+    choose(segmenter, {"auto": 0, "sam": 0, "felzenszwalb": 0}, "--segmenter")
     asked = segmenter
     if segmenter == "auto":
         segmenter = _automatic(given)
-    foreign = ("sam_model", "device", *_SAM_OPTIONS) if segmenter == "classical" else _CLASSICAL_OPTIONS
+    foreign = ("sam_model", "device", *_SAM_OPTIONS) if segmenter == "felzenszwalb" else _FELZENSZWALB_OPTIONS
     for name in foreign:
         if name in given and not (name == "device" and asked == "auto"):
             raise ConfigError(f"--{name.replace('_', '-')} is no option of the segmenter {segmenter!r}; leave it out.")
-    if segmenter == "classical":
-        from samdiffsr.masks.felzenszwalb import ClassicalSegmenter
+    if segmenter == "felzenszwalb":
+        from samdiffsr.masks.felzenszwalb import FelzenszwalbSegmenter
 
-        return ClassicalSegmenter(**{name: given[name] for name in _CLASSICAL_OPTIONS if name in given})
+        return FelzenszwalbSegmenter(**{name: given[name] for name in _FELZENSZWALB_OPTIONS if name in given})
     from samdiffsr.masks.automatic import GeneratorOptions
     from samdiffsr.masks.sam import DEFAULT_MODEL, SamRecipe
     from samdiffsr.upscale import find_device
@@ -169,11 +170,11 @@ def _automatic(given: dict[str, Any]) -> str:
         typer.echo(f"Segmenter: sam ({DEFAULT_MODEL}).", err=True)
         return "sam"
     typer.echo(
-        f"Segmenter: classical, for SAM's weights are not here (--segmenter sam downloads {DEFAULT_MODEL}, "
+        f"Segmenter: felzenszwalb, for SAM's weights are not here (--segmenter sam downloads {DEFAULT_MODEL}, "
         f"{SIZES[DEFAULT_MODEL]}; --sam-model DIR takes a folder).",
         err=True,
     )
-    return "classical"
+    return "felzenszwalb"
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Region masks: reading the files that segment-anything's automatic mask generator writes."""
+"""Region masks of photographs: segmenters, mask files, previews, whole folders."""

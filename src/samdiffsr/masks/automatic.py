@@ -1,8 +1,8 @@
 """The automatic mask generator of segment-anything (arXiv 2304.02643, appendix B), for any model that takes points.
 
-A grid of points asks the model for masks, three a point. What the model itself thinks poor, what depends on the
-threshold, what a crop has cut and what repeats a better mask is thrown away. Defaults are those of segment-anything's
-`SamAutomaticMaskGenerator`. Deterministic: masks of equal score keep the order of their points.
+A grid of points asks the model for masks, three a point. Four kinds are thrown away: masks that the model scores low, masks
+that depend on the threshold, masks that a crop has cut, and masks that repeat a better one. Defaults are those of
+segment-anything's `SamAutomaticMaskGenerator`. Deterministic: masks of equal score keep the order of their points.
 """
 
 import itertools
@@ -38,7 +38,7 @@ class EmbeddedCrop(Protocol):
 
 
 class PointModel(Protocol):
-    """A network that segments what a point is on."""
+    """A network that segments the thing at a point."""
 
     def embed(self, crop: np.ndarray) -> EmbeddedCrop:
         """Run the image encoder on a uint8 RGB crop (H, W, 3)."""
@@ -50,13 +50,14 @@ class GeneratorOptions:
     """Options of the generator, named and preset as in segment-anything.
 
     Attributes:
-        points_per_side: the grid on the whole image has its square of points.
-        points_per_batch: points put to the model at once; changes memory and speed, not the masks.
-        pred_iou_thresh, stability_score_thresh: least predicted IoU (exclusive) and stability of a mask that stays.
+        points_per_side: the grid on the whole image has this many rows and columns of points.
+        points_per_batch: points that the model computes at once; changes memory and speed, not the masks.
+        pred_iou_thresh, stability_score_thresh: a mask stays if its predicted IoU is above the first and its stability at
+            least the second.
         stability_score_offset: the stability is the IoU of the masks at this much above and below the threshold 0.
-        box_nms_thresh: box IoU above which the worse of two masks of a crop goes.
-        crop_n_layers: layer n looks at 4^n crops besides the whole image.
-        crop_nms_thresh: box IoU above which the mask of the larger crop goes.
+        box_nms_thresh: of two masks of a crop with a larger box IoU, the worse is dropped.
+        crop_n_layers: besides the whole image, layer n segments 4^n crops.
+        crop_nms_thresh: of two masks with a larger box IoU, the one from the larger crop is dropped.
         crop_overlap_ratio: overlap of the crops of layer 1, as a part of the shorter side; half as much a layer further.
         crop_n_points_downscale_factor: layer n has points_per_side / factor^n points a side.
         min_mask_region_area: holes and islands smaller than this many pixels are filled and removed; 0 leaves them.
@@ -92,7 +93,7 @@ class GeneratorOptions:
 
 @dataclass(frozen=True)
 class _Found:
-    """A mask on its way: small in memory, so that thousands may wait for suppression. `box` is (x0, y0, x1, y1)."""
+    """A candidate mask, small in memory, so that thousands can wait for suppression. `box` is (x0, y0, x1, y1)."""
 
     counts: str
     area: int
@@ -240,7 +241,7 @@ def _is_cut(box: Box, crop: Box, size: tuple[int, int]) -> bool:
 
 
 def _without_specks(masks: list[_Found], size: tuple[int, int], options: GeneratorOptions) -> list[_Found]:
-    """Small holes filled, small islands removed, then suppressed anew; masks that needed no change come first."""
+    """Fill small holes, remove small islands, suppress again; masks that needed no change come first."""
     least, changed, cleaned = options.min_mask_region_area, [], []
     for found in masks:
         before = decode_mask(found.counts, size)

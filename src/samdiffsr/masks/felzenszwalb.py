@@ -11,22 +11,22 @@ from skimage.segmentation import felzenszwalb
 
 from samdiffsr.errors import ConfigError
 from samdiffsr.masks.region import Region, xywh
-from samdiffsr.masks.rle import encode_runs
+from samdiffsr.masks.rle import encode_run_lengths
 
 _MOST = {"scale": 2**31 - 1, "sigma": 1000, "min_size": 2**31 - 1}
 """Largest values: min_size is a C int in scikit-image, and the smoothing takes time and memory in proportion to sigma."""
 
 
 @dataclass(frozen=True)
-class ClassicalSegmenter:
+class FelzenszwalbSegmenter:
     """Regions of similar colour; together they cover the image, each pixel once. Largest first.
 
     Attributes:
         scale: larger means fewer and larger regions.
         sigma: standard deviation of the smoothing before, in pixels.
         min_size: smaller regions (pixels) join a neighbour.
-        pixels: images with more are segmented at this many, and the regions enlarged by nearest neighbour: the time is
-            bounded, and their borders become stairs as high as the reduction. `sigma` and `min_size` count there.
+        pixels: larger images are reduced to this many pixels, and the regions enlarged by nearest neighbour. That bounds
+            the time; borders become stairs as high as the reduction. `sigma` and `min_size` are in reduced pixels.
     """
 
     scale: float = 300.0
@@ -46,19 +46,21 @@ class ClassicalSegmenter:
         height, width = labels.shape
         whole = xywh((0, 0, width, height))
         regions = []
-        for counts, place in zip(_runs(labels), find_objects(labels + 1), strict=True):
+        for counts, place in zip(_run_lengths(labels), find_objects(labels + 1), strict=True):
             rows, columns = place
             box = xywh((columns.start, rows.start, columns.stop - 1, rows.stop - 1))
-            regions.append(Region(encode_runs(counts, (height, width)), (height, width), sum(counts[1::2]), box, whole))
+            regions.append(
+                Region(encode_run_lengths(counts, (height, width)), (height, width), sum(counts[1::2]), box, whole)
+            )
         return sorted(regions, key=lambda region: -region.area)  # stable: of equal ones the first from the top
 
-    def build(self) -> "ClassicalSegmenter":
+    def build(self) -> "FelzenszwalbSegmenter":
         """Itself: there is nothing to load."""
         return self
 
     def record(self) -> dict[str, Any]:
         """See `Recipe`."""
-        return {"segmenter": "classical"} | asdict(self)
+        return {"segmenter": "felzenszwalb"} | asdict(self)
 
     def _labels(self, image: np.ndarray) -> np.ndarray:
         """Number of the region of each pixel, 0, 1 ... in the order of their first pixels."""
@@ -67,7 +69,7 @@ class ClassicalSegmenter:
         return np.argsort(np.argsort(first))[numbers].reshape(parts.shape)
 
 
-def _runs(labels: np.ndarray) -> Iterator[list[int]]:
+def _run_lengths(labels: np.ndarray) -> Iterator[list[int]]:
     """Run lengths of each region of a label map, in order: pixels outside, inside, outside ..., column by column.
 
     One pass over the image for all of them; a mask each would cost a pass each.

@@ -1,9 +1,9 @@
-"""Masks of a folder of photographs: one `<stem>.json` each, on any number of processes, at any time to be continued.
+"""Masks of a folder of photographs: one `<stem>.json` each, on any number of processes; a run can be interrupted at any time.
 
-    report = mask_folder(Path("photos"), Path("masks"), ClassicalSegmenter())
+    report = mask_folder(Path("photos"), Path("masks"), FelzenszwalbSegmenter())
 
-A file that is there is done: it appears whole or not at all, and its bytes depend on the photograph and the recipe alone.
-So a killed run is continued by the same command, and two processes may even do the same photograph.
+A mask file appears whole or not at all, and its bytes depend on the photograph and the recipe alone. So a photograph with a
+mask file is done, the same command continues a killed run, and two processes may even do the same photograph.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from samdiffsr.masks.region import Recipe, Segmenter
 from samdiffsr.workers import in_processes
 
 OPTIONS = "masks.options"
-"""Beside the masks: the recipe they were made with. JSON, but not .json, which is for the masks of a photograph."""
+"""File beside the masks: the recipe they were made with, as JSON. The ending .json is for the masks of photographs."""
 
 Outcomes = Generator[str | None, None, None]
 """What `make_masks` returned for each job, in order."""
@@ -61,7 +61,7 @@ class MaskJob:
 
 @dataclass
 class MaskReport:
-    """What became of the photographs: number made now, number done before, and of the others one sentence each."""
+    """Photographs segmented now, photographs done before, and one sentence for each that failed."""
 
     made: int = 0
     kept: int = 0
@@ -69,17 +69,17 @@ class MaskReport:
 
 
 def make_masks(job: MaskJob) -> str | None:
-    """Segment one photograph, unless its masks are there, and write what is lacking.
+    """Segment one photograph, unless its masks exist, and write its mask file and its preview.
 
     A plain function of picklable arguments, for this process or another machine's. A process loads the model of its
     first job and keeps it while jobs want the same.
 
     Returns:
-        None, or a sentence why this photograph cannot be done.
+        None, or a sentence that says why this photograph failed.
 
     Raises:
-        SamDiffSRError: what concerns all photographs: the model cannot be had, the folder cannot be written or now
-            belongs to a run with another recipe.
+        SamDiffSRError: an error that concerns all photographs: no model, a folder that cannot be written, or a folder that
+            now belongs to a run with another recipe.
     """
     try:
         rgb = read_image(job.photo, max_pixels=job.max_pixels).rgb
@@ -129,19 +129,19 @@ def mask_folder(
         preview: also write `preview/<stem>.png`, and `contact.png` of up to 48 of them.
         shard: (i, n): only the i-th of n parts, 1 <= i <= n. Parts go by name, so machines need not see the same list.
         workers: processes. With more than one, a script needs the usual `if __name__ == "__main__"`.
-        run: does the jobs in place of this machine's processes: yields `make_masks` of each, in order.
-        progress: called with photographs done now and to be done now, first with 0.
+        run: computes the jobs instead of this machine's processes: yields `make_masks(job)` of each, in order.
+        progress: called with the photographs done and those to do in this run, first with 0.
 
     Raises:
         ConfigError: no photographs, two of one stem, a shard that does not exist, a folder of masks made otherwise.
-        SamDiffSRError: the model cannot be had, or the folder cannot be written.
+        SamDiffSRError: no model, or a folder that cannot be written.
     """
     index, count = shard
     if not 1 <= index <= count:
         raise ConfigError(f"The shard is {index}/{count}, but must be one of 1/{count} to {count}/{count}.")
     files = list_photographs(photos)
     if output.exists() and output.samefile(photos):
-        raise ConfigError(f"The folder {output} holds the photographs; the masks need one of their own.")
+        raise ConfigError(f"The folder {output} holds the photographs; give another folder for the masks.")
     jobs = [MaskJob(file, output, recipe, preview, max_pixels) for file in files if _part(file, count) == index - 1]
     todo = [job for job in jobs if not job.done]
     _refuse_other_options(output, recipe.record())
@@ -154,7 +154,7 @@ def mask_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"Cannot make the folder {folder}: {error.strerror}; choose another.") from error
-    _settle_options(output, recipe.record())
+    _write_options(output, recipe.record())
     for place in (output, output / "preview"):
         _sweep(place)
     report = MaskReport(kept=len(jobs) - len(todo))
@@ -183,7 +183,7 @@ def list_photographs(folder: Path) -> list[Path]:
     stems: dict[str, Path] = {}
     for file in files:
         if other := stems.get(file.stem):
-            raise ConfigError(f"'{other}' and '{file}' would share the masks {file.stem}.json; rename one.")
+            raise ConfigError(f"'{other}' and '{file}' would share the masks {file.stem}.json; rename one of them.")
         stems[file.stem] = file
     return files
 
@@ -193,28 +193,28 @@ def _part(file: Path, count: int) -> int:
 
 
 def _is_there(path: Path) -> bool:
-    """An empty file is none: a machine that lost power may leave one."""
+    """Whether the file exists and is not empty: a machine that lost power may leave an empty one."""
     try:
         return path.stat().st_size > 0
     except OSError:
         return False
 
 
-def _settle_options(output: Path, record: dict[str, Any]) -> None:
-    """Note the recipe in a folder without masks, in place of one that made none; a ConfigError if it has others."""
+def _write_options(output: Path, record: dict[str, Any]) -> None:
+    """Write the recipe into a folder without masks; a ConfigError if there are masks made with another recipe."""
     if _any_mask(output) is None:
         write_whole(json.dumps(record, indent=1).encode(), output / OPTIONS)
     _refuse_other_options(output, record)
 
 
 def _refuse_other_options(output: Path, record: dict[str, Any]) -> None:
-    """A ConfigError if there are masks made with another recipe, or nobody knows with which."""
+    """A ConfigError if there are masks made with another recipe, or with an unknown one."""
     mask = _any_mask(output)  # looked for first: the options are there before any mask is
     if mask is None:
         return
     if not (output / OPTIONS).exists():
         raise ConfigError(
-            f"folder {output} has masks ({mask.name}) but no {OPTIONS} that says how they were made; use a new folder."
+            f"folder {output} has masks ({mask.name}), but no {OPTIONS} with the options of that run; use a new folder."
         )
     _compare_options(output, record)
 
@@ -224,7 +224,7 @@ def _any_mask(output: Path) -> Path | None:
 
 
 def _compare_options(output: Path, record: dict[str, Any]) -> None:
-    """A ConfigError if the options noted in the folder are not those of this recipe."""
+    """A ConfigError if the options in the folder are not those of this recipe."""
     file = output / OPTIONS
     try:
         found = json.loads(file.read_text())

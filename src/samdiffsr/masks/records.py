@@ -46,7 +46,9 @@ def read_records(path: Path, shape: tuple[int, int] | None) -> list[dict]:
             )
         size = rle["size"]
         if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):  # 4.0 == 4 and True == 1
-            raise MaskError(f"record {number} of mask file {path} has size {size}, which is no height and width.")
+            raise MaskError(
+                f"record {number} of mask file {path} has size {size}, but must be a height and a width in pixels."
+            )
         if shape is not None and size != list(shape):
             raise MaskError(f"record {number} of mask file {path} has size {size}, its image {list(shape)}.")
         try:
@@ -60,7 +62,9 @@ def _read_json(path: Path) -> Any:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise MaskError(f"mask file {path} is missing; make it or name the folder that has it.") from None
+        raise MaskError(
+            f"mask file {path} is missing; make it with samdiffsr masks, or give the folder that has it."
+        ) from None
     except OSError as error:
         raise MaskError(f"mask file {path} cannot be read ({error.strerror}); check it and its permissions.") from None
     if not content.strip():

@@ -1,6 +1,6 @@
-"""What a segmenter is, and the region it returns.
+"""Segmenters and the regions that they return.
 
-A segmenter is any callable from an image to its regions: `sam.py` and `classical.py` have one each.
+A segmenter is any callable from an image to its regions: `sam.py` and `felzenszwalb.py` have one each.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Region:
         counts: the mask as COCO compressed run lengths.
         size: (height, width) of the image.
         area: pixels in the mask.
-        bbox: from the first to the last column and row of the mask. As segment-anything has it, the last ones count
-            as coordinates: one pixel is 0 wide (pycocotools' `toBbox` says 1).
-        crop_box: the part of the image that was looked at.
+        bbox: from the first to the last column and row of the mask. As in segment-anything, the width is last minus
+            first column: one pixel is 0 wide (pycocotools' `toBbox` says 1).
+        crop_box: the part of the image that the segmenter saw.
         predicted_iou, stability_score: how good the model thinks the mask is, and how little it depends on the
             threshold; None where the segmenter estimates neither.
         point: the prompt that gave the mask; None without prompts.
@@ -39,7 +39,7 @@ class Region:
     def record(self) -> dict[str, Any]:
         """The JSON record of segment-anything's `amg.py --convert-to-rle`: its keys, order and types.
 
-        What was not estimated is left out: readers then see that it is missing, instead of an invented figure.
+        A score that was not estimated is left out: readers then see that it is missing, instead of an invented number.
         """
         record = {
             "segmentation": {"size": list(self.size), "counts": self.counts},

@@ -14,9 +14,9 @@ def encode_mask(mask: np.ndarray) -> str:
     return _text(coco.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
 
-def encode_runs(runs: list[int], size: tuple[int, int]) -> str:
+def encode_run_lengths(lengths: list[int], size: tuple[int, int]) -> str:
     """COCO compressed run lengths from plain ones: pixels outside, inside, outside ..., column by column."""
-    uncompressed: Any = {"size": list(size), "counts": runs}
+    uncompressed: Any = {"size": list(size), "counts": lengths}
     return _text(coco.frPyObjects(uncompressed, *size))
 
 

@@ -1,7 +1,7 @@
 """SAM, SAM-HQ and SAM 2 as they are in transformers, behind the generator's `PointModel`. No torchvision.
 
-What differs between them: SAM and SAM-HQ see the image with its longer side at the network's size and padded, SAM 2 sees
-it squeezed to a square; each has another form of image embedding.
+They differ in two ways. SAM and SAM-HQ see the image with its longer side at the network's size, padded to a square; SAM 2
+sees it squeezed to a square. And each has its own form of image embedding.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class SamRecipe:
     device: str = "cpu"
 
     def build(self) -> "SamSegmenter":
-        """Load the model; CheckpointError if it cannot be had."""
+        """Load the model; errors as `load_sam`."""
         return SamSegmenter(load_sam(self.model, self.device), self.options)
 
     def record(self) -> dict[str, Any]:
@@ -152,13 +152,15 @@ def load_sam(name: str = DEFAULT_MODEL, device: str = "cpu") -> SamPointModel:
     """Load a folder, or a model of the Hugging Face hub, which is downloaded the first time. Safetensors only.
 
     Raises:
-        CheckpointError: it cannot be had, is no SAM, or its weights are incomplete.
+        CheckpointError: it cannot be downloaded or read, is no SAM, or its weights are incomplete.
     """
     import transformers
 
     path = Path(name)
     if (path.exists() or path.is_absolute() or name.startswith(".")) and not (path / "config.json").is_file():
-        raise CheckpointError(f"The SAM model '{name}' is no folder with config.json and model.safetensors.")
+        raise CheckpointError(
+            f"The SAM model '{name}' must be a folder with config.json, or a name on the Hugging Face hub."
+        )
     try:
         config = transformers.PretrainedConfig.get_config_dict(name)[0]
         kind = config.get("model_type")
@@ -172,12 +174,14 @@ def load_sam(name: str = DEFAULT_MODEL, device: str = "cpu") -> SamPointModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if path.is_dir():
             reason = first_line(error).rstrip(".")
-            raise CheckpointError(f"The SAM model in '{name}' cannot be loaded ({reason}); get it again.") from error
+            raise CheckpointError(
+                f"The SAM model in '{name}' cannot be loaded ({reason}); download it again."
+            ) from error
         raise CheckpointError(_how_to_get(name)) from error
     lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])  # left random
     if lacking:
         raise CheckpointError(
-            f"The weights of '{name}' do not fill its network, {lacking[0]} is missing or of another shape; get it again."
+            f"The weights of '{name}' do not fit its network: {lacking[0]} is missing or misshapen; download them again."
         )
     return SamPointModel(network.eval().requires_grad_(False).to(device))
 
@@ -185,6 +189,6 @@ def load_sam(name: str = DEFAULT_MODEL, device: str = "cpu") -> SamPointModel:
 def _how_to_get(name: str) -> str:
     size = f" ({SIZES[name]})" if name in SIZES else ""
     return (
-        f"The SAM model '{name}'{size} is neither on this machine nor could it be downloaded; get its config.json and "
-        f"model.safetensors from https://huggingface.co/{name} and give their folder with --sam-model DIR."
+        f"The SAM model '{name}'{size} is not on this machine and cannot be downloaded; get config.json and "
+        f"model.safetensors from https://huggingface.co/{name}, and give their folder with --sam-model DIR."
     )
