@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from samdiffsr.data.dataset import PreparedPhotos, collate
-from samdiffsr.data.transforms import JointCrop
+from samdiffsr.data.dataset import JointCrop, PreparedPhotos, collate
 
 BATCH = 16
 

@@ -21,17 +21,16 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from samdiffsr.data.dataset import Batch, PreparedPhotos
-from samdiffsr.data.transforms import JointCrop
+from samdiffsr.data.dataset import Batch, JointCrop, PreparedPhotos
 from samdiffsr.resize import SCALE
+from samdiffsr.training.adversarial import new_adversarial_loss
+from samdiffsr.training.batches import Batches
 from samdiffsr.training.config import TrainConfig, load_config
 from samdiffsr.training.cost import estimate_cost
-from samdiffsr.training.feed import Feed
-from samdiffsr.training.job import make_opponent
+from samdiffsr.training.loop import DTYPES, update
 from samdiffsr.training.objective import Objective
-from samdiffsr.training.stages import ENCODERS, build, diffusion_objective, encoder_objective
+from samdiffsr.training.run import ENCODERS, build, diffusion_objective, encoder_objective
 from samdiffsr.training.state import TrainState
-from samdiffsr.training.step import DTYPES, step
 
 WARM = 3
 DRAWN = 4096  # examples, to measure the data path
@@ -91,15 +90,15 @@ def wait_for(device: torch.device) -> None:
 def measure(config: TrainConfig, name: str, photos, updates: int, accelerator: Accelerator) -> tuple[float, float]:
     """Images a second, and the share of the time spent waiting for them."""
     stage, objective = getattr(config, name), objective_of(config, name)
-    state = TrainState(objective, make_opponent(stage, 0), stage, accelerator.device)
-    feed = Feed(photos, objective.draws, stage.data, 0, accelerator.device)
+    state = TrainState(objective, new_adversarial_loss(stage.loss, 0), stage, accelerator.device)
+    batches = Batches(photos, objective.draws, stage.data, 0, accelerator.device)
     started = waited = 0.0
-    for parts, seconds in feed.updates(0, WARM + updates):
+    for micro_batches, seconds in batches.updates(0, WARM + updates):
         waited += seconds
         if state.update == WARM:  # this batch is there already
             wait_for(accelerator.device)
             started, waited = time.perf_counter(), 0.0
-        step(objective, state.opponent, parts, state, stage, accelerator)
+        update(objective, state.adversarial, micro_batches, state, stage, accelerator)
         state.update += 1
     wait_for(accelerator.device)
     elapsed = time.perf_counter() - started
@@ -116,14 +115,14 @@ def draw(folder: Path, config: TrainConfig, process: int, processes: int, gate, 
     """One process of `scaling`: its share of each batch, as training would draw it."""
     torch.set_num_threads(1)
     stage, objective = config.diffusion, objective_of(config, "diffusion")
-    feed = Feed(
+    batches = Batches(
         photos_of(folder, config, "diffusion"), objective.draws, stage.data, 0, torch.device("cpu"), process, processes
     )
-    feed.parts(0)
+    batches.micro_batches(0)
     gate.wait()
     started, busy = time.perf_counter(), time.process_time()
-    for update in range(DRAWN // stage.data.batch):
-        feed.parts(update)
+    for number in range(DRAWN // stage.data.batch):
+        batches.micro_batches(number)
     out.put((time.perf_counter() - started, time.process_time() - busy))
 
 

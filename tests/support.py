@@ -97,6 +97,11 @@ def tiny(photos, output, *overrides):
     return load_config("tiny", [f"photos={photos}", f"output={output}", *overrides])
 
 
+def lines(file) -> list[dict]:
+    """The records of a run, one JSON object a line."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def quiet(update, record):
     pass
 

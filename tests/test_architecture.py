@@ -42,7 +42,7 @@ def test_importing_sets_no_global_torch_state():
         "def state(): return (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),\n"
         "    torch.initial_seed(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())\n"
         "before = state()\n"
-        "import samdiffsr.pipeline, samdiffsr.released, samdiffsr.upscale, samdiffsr.training.stages\n"
+        "import samdiffsr.pipeline, samdiffsr.released, samdiffsr.upscale, samdiffsr.training.run\n"
         "import samdiffsr.evaluation.html, samdiffsr.sampling.schedulers, samdiffsr.export.to_onnx\n"
         "import samdiffsr.masks.sam, samdiffsr.masks.folder\n"
         "print(state() == before)"

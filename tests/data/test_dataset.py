@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from samdiffsr import SamDiffSRError, imresize
-from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
-from samdiffsr.data.transforms import JointCrop
+from samdiffsr.data.dataset import JointCrop, PreparedImages, PreparedPhotos
 from samdiffsr.masks.records import decode, read_records
 from support import prepare, write_masks
 

@@ -1,5 +1,7 @@
 """`samdiffsr train light-cpu --set photos=data --set output=run`: train the encoder, then the denoiser."""
 
+import math
+import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -16,6 +18,10 @@ Set = Annotated[
 ]
 Stage = Annotated[Literal["all", "encoder", "diffusion"], typer.Option(help="Which stage to run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+StopAfter = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="MINUTES", help="Save a checkpoint and stop after so long; --resume goes on."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and the cost; train nothing.")
 ]
@@ -27,13 +33,19 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    config: Config, set: Set = None, stage: Stage = "all", resume: Resume = False, dry_run: DryRun = False
+    config: Config,
+    set: Set = None,
+    stage: Stage = "all",
+    resume: Resume = False,
+    stop_after: StopAfter = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train on a prepared folder.
 
     --set photos=FOLDER is what `samdiffsr prepare` wrote; the finished model is in FOLDER/model of --set output=FOLDER.
     Several processes: torchrun --nproc-per-node=8 -m samdiffsr train ... (docs/training.md).
     """
+    deadline = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
     from samdiffsr.training.config import load_config
 
     settings = load_config(config, set or [])
@@ -41,35 +53,44 @@ def train(
     if dry_run:
         _print_plan(settings, stages)
     else:
-        _train(settings, stages, resume)
+        _train(settings, stages, resume, deadline)
 
 
-def _train(settings: "TrainConfig", stages: list[str], resume: bool) -> None:
+def _train(settings: "TrainConfig", stages: list[str], resume: bool, deadline: float) -> None:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from samdiffsr.training.job import is_first, stop
-    from samdiffsr.training.stages import new_objective, train_diffusion, train_encoder
+    from samdiffsr.training.run import check, is_first, leave, train_diffusion, train_encoder
 
-    if len(stages) > 1:
-        new_objective(settings, "diffusion")  # what stage 2 refuses shall be refused before stage 1 has been trained
-    todo = {"encoder": train_encoder, "diffusion": train_diffusion}
+    check(settings, stages)
+    trainers = {"encoder": train_encoder, "diffusion": train_diffusion}
     first = is_first(settings)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[told]}"), console=Console(stderr=True), disable=not first) as bar:
+    with Progress(
+        *columns, TextColumn("{task.fields[losses]}"), console=Console(stderr=True), disable=not first
+    ) as bar:
         for name in stages:
             part = getattr(settings, name)
-            task = bar.add_task(name, total=part.optim.updates, told="")
+            task = bar.add_task(name, total=part.optim.updates, losses="")
+            done = 0
 
-            def update(number: int, record: dict[str, float], task=task, batch=part.data.batch) -> None:
+            def show(update: int, record: dict[str, float], task=task, batch=part.data.batch) -> None:
+                nonlocal done
+                done = update
                 shown = [key for key in record if key in ("pixel", "features", "adversarial", "discriminator")]
-                told = "  ".join(f"{key} {record[key]:.4f}" for key in shown)
-                bar.update(task, completed=number, told=f"{batch / record['seconds']:.1f} images/s  {told}")
+                losses = "  ".join(f"{key} {record[key]:.4f}" for key in shown)
+                bar.update(task, completed=update, losses=f"{batch / record['seconds']:.1f} images/s  {losses}")
 
-            result = todo[name](settings, resume=resume, progress=update)
-            if first:
+            result = trainers[name](settings, resume=resume, on_update=show, deadline=deadline)
+            if first and result is not None:
                 typer.echo(f"{name}: {result}")
-    stop()
+            if result is None:
+                if first:
+                    typer.echo(
+                        f"{name}: stopped after update {done} of {part.optim.updates}; the same command with --resume goes on."
+                    )
+                break
+    leave()
 
 
 def _print_plan(settings: "TrainConfig", stages: list[str]) -> None:
@@ -78,12 +99,16 @@ def _print_plan(settings: "TrainConfig", stages: list[str]) -> None:
     import yaml
 
     from samdiffsr.training.cost import estimate_cost
-    from samdiffsr.training.stages import new_objective
+    from samdiffsr.training.run import check
 
+    prepared = settings.photos.exists()
+    objectives = check(settings, stages, photos=prepared)
     typer.echo(yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False).rstrip())
-    for name in stages:
+    if not prepared:
+        typer.echo(f"# photos: folder {settings.photos} does not exist yet; whether it fits has not been checked")
+    for name, objective in objectives.items():
         part = getattr(settings, name)
-        cost = estimate_cost(new_objective(settings, name), part)
+        cost = estimate_cost(objective, part)
         typer.echo(
             f"# {name}: {cost.learning:,} parameters learn, {cost.frozen:,} are frozen; an update of {part.data.batch} crops "
             f"takes {cost.flop / 1e12:.3g} TFLOP and from {cost.memory / 2**30:.3g} GiB in one process, "

@@ -1,7 +1,7 @@
 """Shards: an uncompressed tar of .npy members with an offset index beside it, memory-mapped on read.
 
 `<key>.hr.npy` uint8 (H, W, 3), `<key>.lr.npy` uint8 (H / 4, W / 4, 3) and `<key>.structure.npy` float16 (H, W), H and W
-multiples of 4. webdataset reads the same file in order; it splits a name at its first dot, so a key has none (`key_of`).
+multiples of 4. Readers of such tars split a name at its first dot, so a key has none (`key_of`).
 `NAME.json` beside `NAME.tar` says where each array starts. Its presence means that the shard is whole.
 
 Bytes depend on the content alone: no time, owner or machine is in them.

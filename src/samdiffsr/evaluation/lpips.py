@@ -4,6 +4,7 @@ Features of AlexNet or VGG16 after five of their ReLUs, each scaled to unit leng
 weighted by a published linear head per layer, averaged over positions, summed over layers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,27 @@ TRUNKS = {
 }
 
 
+def stage_features(
+    image: Tensor, weights: Mapping[str, Tensor], trunk: Trunk, stages: int | None = None
+) -> list[Tensor]:
+    """The maps after the first `stages` stages (all by default) of a normalised image (N, 3, H, W).
+
+    Args:
+        weights: `features.INDEX.weight` and `.bias`, as torchvision names them.
+    """
+    x, out = image, []
+    for stage in trunk.stages[:stages]:
+        for layer in stage:
+            if layer is None:
+                x = F.max_pool2d(x, trunk.pool, 2)
+                continue
+            index, stride, padding = layer
+            weight, bias = (weights[f"features.{index}.{part}"] for part in ("weight", "bias"))
+            x = F.relu(F.conv2d(x, weight, bias, stride=stride, padding=padding))
+        out.append(x)
+    return out
+
+
 class LPIPS:
     """The distance, on the CPU.
 
@@ -96,14 +118,4 @@ class LPIPS:
     def _features(self, image: np.ndarray) -> list[Tensor]:
         shift, spread = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (SHIFT, SPREAD))
         rgb = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))[None]
-        x, out = (rgb / 127.5 - 1 - shift) / spread, []
-        for stage in self.trunk.stages:
-            for layer in stage:
-                if layer is None:
-                    x = F.max_pool2d(x, self.trunk.pool, 2)
-                    continue
-                index, stride, padding = layer
-                weight, bias = (self.weights[f"features.{index}.{part}"] for part in ("weight", "bias"))
-                x = F.relu(F.conv2d(x, weight, bias, stride=stride, padding=padding))
-            out.append(x)
-        return out
+        return stage_features((rgb / 127.5 - 1 - shift) / spread, self.weights, self.trunk)

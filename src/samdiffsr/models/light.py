@@ -17,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from samdiffsr.errors import ConfigError
+from samdiffsr.models.blocks import embed_time
 from samdiffsr.models.level import WIDTH, LevelEmbedding, LevelHead
 from samdiffsr.resize import SCALE, imresize_tensor
 
@@ -140,18 +141,16 @@ class LightEncoder(ModelMixin, ConfigMixin):
 
 
 class TimeEmbedding(nn.Module):
-    """t (N,) -> (N, width): 32 sines and 32 cosines of geometric frequencies, then two linear layers."""
+    """t (N,) -> (N, width): `embed_time` of 64 channels, then two linear layers."""
 
-    HALF = 32
+    CHANNELS = 64
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * self.HALF, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.mlp = nn.Sequential(nn.Linear(self.CHANNELS, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
     def forward(self, t: Tensor) -> Tensor:
-        rate = torch.exp(torch.arange(self.HALF, device=t.device) * (-math.log(10000.0) / (self.HALF - 1)))
-        angle = t.float()[:, None] * rate[None, :]
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1).to(next(self.mlp.parameters()).dtype))
+        return self.mlp(embed_time(t, self.CHANNELS).to(next(self.mlp.parameters()).dtype))
 
 
 class LightDenoiser(ModelMixin, ConfigMixin):

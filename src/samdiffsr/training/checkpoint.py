@@ -14,6 +14,7 @@ from torch import Tensor
 from samdiffsr.errors import CheckpointError
 from samdiffsr.files import whole_folder
 
+CHECKPOINTS = "checkpoints"  # the folder of a stage's checkpoints
 TENSORS, NUMBERS = "tensors.safetensors", "numbers.json"
 
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from samdiffsr.diffusion.process import Shift, Target
 from samdiffsr.errors import ConfigError
+from samdiffsr.structure import Encoding, MeanOver, Overlap
 
 METADATA = "samdiffsr_config"  # the key under which weights carry the configuration that made them
 
@@ -23,7 +24,7 @@ class DataConfig(_Frozen):
 
     crop_lr: int = Field(32, ge=1, description="side of a crop in LR pixels")
     batch: int = Field(8, ge=1, description="crops per update, over all processes")
-    accumulate: int = Field(1, ge=1, description="parts that each process computes one after the other, to save memory")
+    accumulate: int = Field(1, ge=1, description="micro-batches that each process computes in turn, to save memory")
     candidates: int = Field(2, ge=1, description="crops drawn per example; the one with most texture is kept")
     crops_per_image: int = Field(1, ge=1, description="examples in a row that come from one image")
     flips: bool = Field(True, description="use the 8 flips and rotations")
@@ -63,7 +64,7 @@ class OptimConfig(_Frozen):
 
 
 class LossConfig(_Frozen):
-    """A pixel loss; if weighted above 0, a distance of deep features of the HR estimate, and a discriminator's opinion."""
+    """A pixel loss; if weighted above 0, a distance of deep features of the HR estimate, and an adversarial term."""
 
     pixel: Literal["l1", "l2"] = "l1"
     features_weight: float = Field(0.0, ge=0)
@@ -85,8 +86,16 @@ class LossConfig(_Frozen):
         return self
 
 
+class StructureConfig(_Frozen):
+    """The structure maps that a stage learns from; the prepared folder must have been made so."""
+
+    encoding: Encoding = "rope"
+    mean_over: MeanOver = "region"
+    overlap: Overlap = "sum"
+
+
 class StageConfig(_Frozen):
-    """What both stages have. `network` holds the arguments of the network class."""
+    """The fields of both stages. `network` holds the arguments of the network class."""
 
     network: dict[str, Any] = {}
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
@@ -106,6 +115,7 @@ class StageConfig(_Frozen):
 class DiffusionConfig(StageConfig):
     """The modulated process and what is diffused: clip(residual_scale (hr - base), -1, 1)."""
 
+    structure: StructureConfig = StructureConfig()
     timesteps: int = Field(100, ge=1)
     shift: Shift = "paper"
     target: Target = "marginal_noise"

@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: parameters, operations and memory of one update."""
+"""The cost of a run, before it starts: parameters, operations and memory of one update."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from samdiffsr.data.dataset import Batch
 from samdiffsr.resize import SCALE
+from samdiffsr.training.adversarial import new_adversarial_loss
 from samdiffsr.training.config import StageConfig
-from samdiffsr.training.job import make_opponent
+from samdiffsr.training.loop import DTYPES
 from samdiffsr.training.objective import Objective
-from samdiffsr.training.step import DTYPES
 
 COPIES = 5  # of each learning parameter in float32: itself, its gradient, two moments (of Muon one), its average
 
@@ -23,8 +23,8 @@ class Cost:
     Attributes:
         learning, frozen: numbers of parameters; `learning` includes a discriminator.
         flop: operations of one update over all processes, forward and backward; a multiply-add counts two.
-        memory: bytes in one process: parameters with all that belongs to them, and what the forward pass of one part keeps
-            for the backward pass. A lower bound: a backend's work space comes on top.
+        memory: bytes in one process: parameters with all that belongs to them, and what one micro-batch keeps
+            for its backward pass. A lower bound: a backend's work space comes on top.
     """
 
     learning: int
@@ -35,12 +35,12 @@ class Cost:
 
 def estimate_cost(objective: Objective, stage: StageConfig, *, processes: int = 1) -> Cost:
     """Measure one example (random pixels, on the CPU) and multiply."""
-    opponent = make_opponent(stage, 0)
+    adversarial = new_adversarial_loss(stage.loss, 0)
     side = stage.data.crop_lr
     lr, hr = (torch.rand(1, 3, size, size) * 2 - 1 for size in (side, SCALE * side))
     batch = Batch(hr=hr, lr=lr, structure=torch.zeros(1, 1, *hr.shape[2:]))
     draws = objective.draws(0, 0, 1)
-    own = {p.untyped_storage().data_ptr() for module in (objective, opponent or objective) for p in _tensors(module)}
+    own = {p.untyped_storage().data_ptr() for module in (objective, adversarial or objective) for p in _tensors(module)}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -55,18 +55,18 @@ def estimate_cost(objective: Objective, stage: StageConfig, *, processes: int = 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
             terms, estimate, base = objective(batch, draws)
             total = torch.stack(list(terms.values())).sum()
-            if opponent is not None and estimate is not None:
-                total = total + opponent.term(hr, estimate, base)
+            if adversarial is not None and estimate is not None:
+                total = total + adversarial.term(hr, estimate, base)
         total.backward()
-        if opponent is not None and estimate is not None:
+        if adversarial is not None and estimate is not None:
             with autocast:
-                verdict = opponent(hr, estimate, base)
+                verdict = adversarial(hr, estimate, base)
             verdict.backward()
     learning = _count(p for network in objective.trained.values() for p in network.parameters())
-    learning += _count(opponent.parameters()) if opponent else 0
+    learning += _count(adversarial.parameters()) if adversarial else 0
     frozen = _count(_tensors(objective)) - _count(p for net in objective.trained.values() for p in _tensors(net))
-    part = stage.data.batch // (processes * stage.data.accumulate)
-    memory = 4 * (COPIES * learning + frozen) + part * sum(kept.values())
+    size = stage.data.batch // (processes * stage.data.accumulate)
+    memory = 4 * (COPIES * learning + frozen) + size * sum(kept.values())
     return Cost(learning, frozen, stage.data.batch * counter.get_total_flops(), memory)
 
 

@@ -4,17 +4,24 @@ import pickle
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from samdiffsr.errors import CheckpointError, first_line
+from samdiffsr.evaluation.lpips import TRUNKS, stage_features
 
-STAGES = (("conv1_1", "conv1_2"), ("conv2_1", "conv2_2"), ("conv3_1", "conv3_2", "conv3_3"))
+VGG16, STAGES = TRUNKS["vgg"], 3
 POOLED = 4  # pixels that the two poolings merge along each axis
-TORCHVISION = (0, 2, 5, 7, 10, 12, 14)  # the same layers as torchvision numbers them
-# What a file's weights were trained on: the order of the channels, and mean and deviation of pixels in 0..255.
+# Caffe's name of each layer, and torchvision's.
+LAYERS = dict(
+    zip(
+        ("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3"),
+        (f"features.{layer[0]}" for stage in VGG16.stages[:STAGES] for layer in stage if layer),
+        strict=True,
+    )
+)
+# The pixels that a file's weights were trained on: the order of the channels, and mean and deviation in 0..255.
 CAFFE = ((2, 1, 0), (104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0))
 IMAGENET = ((0, 1, 2), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
@@ -33,11 +40,9 @@ class FeatureLoss(nn.Module):
     def __init__(self, file: Path) -> None:
         super().__init__()
         tensors, (order, mean, deviation) = _read(file)
-        for name in (name for stage in STAGES for name in stage):
-            for part in ("weight", "bias"):
-                if f"{name}.{part}" not in tensors:
-                    raise CheckpointError(f"feature weights {file} have no tensor {name}.{part}.")
-                self.register_buffer(f"{name}_{part}", tensors[f"{name}.{part}"].float())
+        self.names = list(tensors)
+        for name, tensor in tensors.items():
+            self.register_buffer(name.replace(".", "_"), tensor.float())  # a dot is not allowed there
         self.order = list(order)
         for name, values in (("mean", mean), ("deviation", deviation)):
             self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1))
@@ -46,13 +51,9 @@ class FeatureLoss(nn.Module):
         """Unit-normalised features of each stage, of (N, 3, H, W) in [-1, 1]."""
         x = (image[:, self.order] + 1) * 127.5 - self.get_buffer("mean")
         x = (x / self.get_buffer("deviation")).to(memory_format=torch.channels_last)
-        out = []
-        for number, stage in enumerate(STAGES):
-            x = F.max_pool2d(x, 2) if number else x
-            for name in stage:
-                x = F.relu(F.conv2d(x, self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias"), padding=1))
-            out.append(x / (x.norm(dim=1, keepdim=True) + 1e-8))
-        return out
+        weights = {name: self.get_buffer(name.replace(".", "_")) for name in self.names}
+        found = stage_features(x, weights, VGG16, STAGES)
+        return [part / (part.norm(dim=1, keepdim=True) + 1e-8) for part in found]
 
     def forward(self, estimate: Tensor, hr: Tensor, phase: list[list[int]]) -> Tensor:
         """estimate, hr (N, 3, H, W) in [-1, 1] -> scalar; gradients reach `estimate` only.
@@ -72,18 +73,17 @@ class FeatureLoss(nn.Module):
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], tuple]:
-    """Tensors under Caffe's names, and what they expect."""
+    """Tensors under torchvision's names, and the pixels they expect."""
+    published = Path(file).suffix == ".pth"
     try:
-        if Path(file).suffix != ".pth":
-            return load_file(file), CAFFE
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        names = [name for stage in STAGES for name in stage]
-        return {
-            f"{name}.{part}": state[f"features.{number}.{part}"]
-            for name, number in zip(names, TORCHVISION, strict=True)
-            for part in ("weight", "bias")
-        }, IMAGENET
-    except KeyError as error:
-        raise CheckpointError(f"feature weights {file} have no tensor {error}.") from None
+        found = torch.load(file, map_location="cpu", weights_only=True) if published else load_file(file)
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise CheckpointError(f"feature weights {file} cannot be read: {first_line(error)}") from None
+    tensors = {}
+    for caffe, torchvision in LAYERS.items():
+        for part in ("weight", "bias"):
+            name = f"{torchvision if published else caffe}.{part}"
+            if name not in found:
+                raise CheckpointError(f"feature weights {file} have no tensor {name}.")
+            tensors[f"{torchvision}.{part}"] = found[name]
+    return tensors, IMAGENET if published else CAFFE

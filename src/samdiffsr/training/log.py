@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl and validation.jsonl, TensorBoard, and a callback for a progress bar."""
+"""The records of a run: metrics.jsonl and validation.jsonl, TensorBoard, and a callback for a progress bar."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from PIL import Image
 
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 
-Progress = Callable[[int, dict[str, float]], None]
+OnUpdate = Callable[[int, dict[str, float]], None]
 
 
 class Log:
@@ -20,11 +20,11 @@ class Log:
         folder: of the stage. update: updates done before.
         tensorboard: also write `folder`/tensorboard.
         active: False writes nothing and calls nobody, as in every process but the first.
-        progress: called with (update, record).
+        on_update: called with (update, record).
     """
 
-    def __init__(self, folder: Path, *, update: int, tensorboard: bool, active: bool, progress: Progress) -> None:
-        self.folder, self.active, self.progress, self.writer = folder, active, progress, None
+    def __init__(self, folder: Path, *, update: int, tensorboard: bool, active: bool, on_update: OnUpdate) -> None:
+        self.folder, self.active, self.on_update, self.writer = folder, active, on_update, None
         if not active:
             return
         for name in (METRICS, VALIDATION):
@@ -38,7 +38,7 @@ class Log:
         """Loss terms and times of one update."""
         self._write(METRICS, update, record)
         if self.active:
-            self.progress(update, record)
+            self.on_update(update, record)
 
     def validation(self, update: int, scores: dict[str, float], panel: np.ndarray | None) -> None:
         """Scores and, if there is one, the panel of pictures, uint8 (H, W, 3), which becomes panels/UPDATE.png."""

@@ -1,19 +1,26 @@
-"""What both stages are to the loop: something that draws its noise, and turns a batch into loss terms."""
+"""What both stages minimise: each objective draws its noise and turns a batch into loss terms."""
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samdiffsr.data.dataset import Batch
-from samdiffsr.diffusion.loss import pixel_loss
-from samdiffsr.training.config import LossConfig
+from samdiffsr.diffusion.process import ModulatedProcess
+from samdiffsr.diffusion.schedule import NoiseSchedule
+from samdiffsr.resize import SCALE, imresize_tensor
+from samdiffsr.training.config import DiffusionConfig, LossConfig, StageConfig
 from samdiffsr.training.features import POOLED, FeatureLoss
 
 STREAM = 2  # of each example's random words; those of its crop come from others
 WORDS = 8  # of 64 bits for each example
+
+PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+"""Means over all elements: L1 is the released code's, L2 the paper's (Eq. 9)."""
 
 
 class Outcome(NamedTuple):
@@ -31,7 +38,7 @@ class Objective(nn.Module, ABC):
     Attributes:
         trained: the networks that learn, by name; of the others no gradient is taken.
         rates: learning rate of each, as a factor of the stage's.
-        judged: whether a discriminator will see the estimate.
+        has_discriminator: whether a discriminator will see the estimate.
     """
 
     trained: dict[str, nn.Module]
@@ -39,15 +46,16 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, loss: LossConfig) -> None:
         super().__init__()
-        self.pixel, self.weight, self.judged = loss.pixel, loss.features_weight, loss.adversarial_weight > 0
-        self.features = FeatureLoss(loss.features_file) if loss.features_file else None
+        self.pixel_loss, self.features_weight = PIXEL_LOSSES[loss.pixel], loss.features_weight
+        self.has_discriminator = loss.adversarial_weight > 0
+        self.feature_loss = FeatureLoss(loss.features_file) if loss.features_file else None
 
     def draws(self, seed: int, first: int, count: int) -> dict[str, Any]:
         """All randomness of examples first .. first + count - 1: small tensors on the CPU, and lists.
 
         Each example has words of its own in a counter-based random stream (Philox, Salmon et al. 2011), so that its noise
         depends neither on the batch it is in nor on the process that computes it. Noise itself is drawn by `normal`, where
-        it is needed, from the seeds among these: making it ahead would take the feeding threads longer than all the rest.
+        it is needed, from the seeds among these: making it ahead would take the threads of `Batches` longer than all the rest.
         """
         source = np.random.Philox(key=seed + (STREAM << 64), counter=first * WORDS // 4)
         return self.read(source.random_raw(count * WORDS).reshape(count, WORDS))
@@ -60,20 +68,84 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """The loss of one batch."""
 
-    def _outcome(
-        self,
-        prediction: Tensor,
-        target: Tensor,
-        *,
-        estimate: Tensor | None,
-        base: Tensor | None,
-        hr: Tensor,
-        phase: list,
-    ) -> Outcome:
-        terms = {"pixel": pixel_loss(prediction, target, self.pixel)}
-        if self.features is not None and estimate is not None:
-            terms["features"] = self.weight * self.features(estimate, hr, phase)
-        return Outcome(terms, estimate, base)
+    def _feature_terms(self, estimate: Tensor, hr: Tensor, phase: list) -> dict[str, Tensor]:
+        if self.feature_loss is None:
+            return {}
+        return {"features": self.features_weight * self.feature_loss(estimate, hr, phase)}
+
+
+class EncoderObjective(Objective):
+    """Stage 1: the LR encoder learns to estimate the HR image itself."""
+
+    def __init__(self, network: nn.Module, config: StageConfig) -> None:
+        super().__init__(config.loss)
+        self.network = network
+        self.trained, self.rates = {"encoder": network}, {"encoder": 1.0}
+
+    def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
+        """To a discriminator the base is MATLAB bicubic."""
+        estimate = self.network(batch.lr).float()
+        base = imresize_tensor(batch.lr, SCALE) if self.has_discriminator else None
+        terms = {"pixel": self.pixel_loss(estimate, batch.hr)}
+        return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
+
+
+class DiffusionObjective(Objective):
+    """Stage 2: the denoiser learns the modulated process (Algorithm 1); the encoder is frozen or learns on more slowly."""
+
+    def __init__(self, network: nn.Module, encoder: nn.Module, config: DiffusionConfig) -> None:
+        super().__init__(config.loss)
+        self.config = config
+        self.network, self.encoder = network, encoder.requires_grad_(config.encoder_rate > 0)
+        self.trained, self.rates = {"denoiser": network}, {"denoiser": 1.0}
+        if config.encoder_rate > 0:
+            self.trained["encoder"], self.rates["encoder"] = encoder, config.encoder_rate
+        else:
+            encoder.eval()
+        self.process = ModulatedProcess(NoiseSchedule.cosine(config.timesteps), config.shift, config.target)
+
+    def read(self, words: np.ndarray) -> dict[str, Any]:
+        """Besides "phase": t, seeds of the noise, and which examples start from a rolled-out estimate under which noise."""
+        config = self.config
+        t = (uniform(words[:, 2]) * config.timesteps).astype(np.int64)
+        t[uniform(words[:, 3]) < config.last_step_share] = config.timesteps - 1
+        rolled = np.flatnonzero(uniform(words[:, 4]) < config.rollout)
+        return super().read(words) | {
+            "t": torch.from_numpy(t),
+            "noise": (words[:, 5] >> 1).tolist(),
+            "rolled": torch.from_numpy(rolled),
+            "rollout_noise": (words[rolled, 6] >> 1).tolist(),
+        }
+
+    def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
+        """Gradients reach the encoder, if it learns, through its features; the base is never part of the graph."""
+        scale, t = self.config.residual_scale, draws["t"]
+        with nullcontext() if "encoder" in self.trained else torch.no_grad():
+            features, image = self.encoder.encode(batch.lr, with_image=self.config.base == "encoder")  # pyright: ignore
+        base = imresize_tensor(batch.lr, SCALE) if image is None else image.detach().float()
+        x_0 = (scale * (batch.hr - base)).clamp(-1, 1)
+        start = self._rollout(x_0, features, batch.structure, draws) if len(draws["rolled"]) else x_0
+        noise = normal(draws["noise"], x_0.shape, x_0.device)
+        x_t = self.process.add_noise(start, noise, t, batch.structure)
+        prediction = self.network(x_t, t, features).float()
+        target = self.process.training_target(noise, t, batch.structure, x_0=x_0)
+        terms = {"pixel": self.pixel_loss(prediction, target)}
+        if not self.has_discriminator and self.feature_loss is None:
+            return Outcome(terms, None, None)
+        estimate = (self.process.predict_x0(x_t, prediction, t).clamp(-1, 1) / scale + base).clamp(-1, 1)
+        return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
+
+    @torch.no_grad()
+    def _rollout(self, x_0: Tensor, features: Tensor, structure: Tensor, draws: dict[str, Any]) -> Tensor:
+        """x_0 for some examples, the network's own estimate from t = T for the others: what few-step sampling will see."""
+        chosen = draws["rolled"]
+        noise = normal(draws["rollout_noise"], x_0.shape, x_0.device)
+        last = torch.full_like(chosen, self.config.timesteps - 1)
+        x_t = self.process.add_noise(x_0[chosen], noise, last, structure[chosen])
+        prediction = self.network(x_t, last, features[chosen]).float()
+        start = x_0.clone()
+        start[chosen] = self.process.predict_x0(x_t, prediction, last).clamp(-1, 1)
+        return start
 
 
 def uniform(words: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Everything that a run changes as it goes: networks, optimisers, averages, counters. What is here is in a checkpoint."""
+"""Everything that a run changes as it goes: networks, optimisers, averages, counters. All of it is in a checkpoint."""
 
 import math
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from samdiffsr.errors import CheckpointError
-from samdiffsr.training.adversarial import Opponent
+from samdiffsr.training.adversarial import AdversarialLoss
 from samdiffsr.training.config import LossConfig, OptimConfig, StageConfig
 from samdiffsr.training.objective import Objective
 
 BETA1 = 0.9
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # what optimisers keep beside a parameter
 SMOOTH = 0.99  # decay of the averaged loss that is watched for divergence
-OPPONENT_BETA1 = 0.5  # usual for discriminators: the estimates they judge change under way
+DISCRIMINATOR_BETA1 = 0.5  # usual for discriminators: the estimates they judge change under way
 
 
 def schedule_factor(update: int, optim: OptimConfig) -> float:
@@ -40,14 +40,16 @@ class TrainState:
     """
 
     def __init__(
-        self, objective: Objective, opponent: Opponent | None, config: StageConfig, device: torch.device
+        self, objective: Objective, adversarial: AdversarialLoss | None, config: StageConfig, device: torch.device
     ) -> None:
-        self.trained, self.opponent, self.optim = objective.trained, opponent, config.optim
-        for module in (objective, *([opponent] if opponent else [])):
+        self.trained, self.adversarial, self.optim = objective.trained, adversarial, config.optim
+        for module in (objective, *([adversarial] if adversarial else [])):
             module.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.parameters = [p for network in self.trained.values() for p in network.parameters()]
         self.optimizer = OPTIMIZERS[config.optim.optimizer](self.trained, objective.rates, config.optim)
-        self.opponent_adam = None if opponent is None else _opponent_adam(opponent, config.loss, config.optim.beta2)
+        self.discriminator_optimizer = (
+            None if adversarial is None else _discriminator_adamw(adversarial, config.loss, config.optim.beta2)
+        )
         self.ema = EMAModel(
             self.parameters,
             decay=config.optim.ema_decay,
@@ -63,7 +65,7 @@ class TrainState:
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """That of the trained networks and, if there is one, of the discriminator."""
-        return [self.optimizer, *([self.opponent_adam] if self.opponent_adam else [])]
+        return [self.optimizer, *([self.discriminator_optimizer] if self.discriminator_optimizer else [])]
 
     def set_rates(self) -> None:
         """Learning rates of the update to come."""
@@ -153,12 +155,12 @@ class TrainState:
         self.scaler.load_state_dict(numbers["scaler"])
 
     def _modules(self) -> dict[str, nn.Module]:
-        return self.trained | ({"discriminator": self.opponent.network} if self.opponent else {})
+        return self.trained | ({"discriminator": self.adversarial.discriminator} if self.adversarial else {})
 
     def _slots(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
         """Each learning parameter with its name and its optimiser."""
         for name, module in self._modules().items():
-            optimizer = self.opponent_adam if name == "discriminator" else self.optimizer
+            optimizer = self.discriminator_optimizer if name == "discriminator" else self.optimizer
             assert optimizer is not None
             for key, parameter in module.named_parameters():
                 yield f"{name}.{key}", parameter, optimizer
@@ -191,6 +193,6 @@ def _muon(networks: dict[str, nn.Module], rates: dict[str, float], optim: OptimC
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
-def _opponent_adam(opponent: Opponent, loss: LossConfig, beta2: float) -> torch.optim.Optimizer:
-    groups = [{"params": list(opponent.parameters()), "base": loss.discriminator_rate}]
-    return torch.optim.AdamW(groups, lr=loss.discriminator_rate, betas=(OPPONENT_BETA1, beta2), weight_decay=0.0)
+def _discriminator_adamw(adversarial: AdversarialLoss, loss: LossConfig, beta2: float) -> torch.optim.Optimizer:
+    groups = [{"params": list(adversarial.parameters()), "base": loss.discriminator_rate}]
+    return torch.optim.AdamW(groups, lr=loss.discriminator_rate, betas=(DISCRIMINATOR_BETA1, beta2), weight_decay=0.0)

@@ -1,4 +1,4 @@
-"""Runs that are killed, split over processes, damaged or diverging: they go on, agree, are refused, or say why they stop."""
+"""Runs that are stopped, killed, split over processes or damaged: they go on, agree, or are refused."""
 
 import json
 import os
@@ -13,8 +13,12 @@ import torch
 from PIL import Image
 
 from samdiffsr import SamDiffSRError
+from samdiffsr.cli import main
 from samdiffsr.training.checkpoint import NUMBERS, TENSORS, checkpoints, load_checkpoint, save_checkpoint
-from samdiffsr.training.stages import train_diffusion, train_encoder
+from samdiffsr.training.run import (
+    train_diffusion,
+    train_encoder,
+)
 from support import quiet, same, tiny, weights
 
 ADVERSARIAL = (
@@ -22,6 +26,29 @@ ADVERSARIAL = (
     "diffusion.loss.adversarial_start=2",
     "diffusion.loss.discriminator_width=4",
 )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_goes_on_bit_equal(photos, tmp_path, optimizer):
+    """4 updates at once against 2, a stop, and --resume, in both stages."""
+    for name, stop in (("whole", False), ("parts", True)):
+        for stage, train in (("encoder", train_encoder), ("diffusion", train_diffusion)):
+            config = tiny(photos, tmp_path / name, f"{stage}.optim.optimizer={optimizer}")
+            if stop:
+
+                def halt(update, record):
+                    if update == 3:  # the last checkpoint is of update 2
+                        raise KeyboardInterrupt
+
+                with pytest.raises(KeyboardInterrupt):
+                    train(config, resume=False, on_update=halt)
+            train(config, resume=stop, on_update=quiet)
+            assert [found.name for found in checkpoints(tmp_path / name / stage / "checkpoints")] == [
+                "00000002",
+                "00000004",
+            ]
+    assert same(weights(tmp_path / "whole/model"), weights(tmp_path / "parts/model"))
+    assert not same(weights(tmp_path / "whole/model"), {})
 
 
 def killed(work) -> None:
@@ -52,9 +79,9 @@ def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):
                     if update == 6:
                         kill_oneself()
 
-                killed(lambda: train(config, resume=False, progress=kill))  # noqa: B023 - it runs at once
+                killed(lambda: train(config, resume=False, on_update=kill))  # noqa: B023 - it runs at once
                 assert [found.name for found in checkpoints(tmp_path / name / stage / "checkpoints")] == ["00000004"]
-            train(config, resume=True, progress=quiet)
+            train(config, resume=True, on_update=quiet)
             lines = (tmp_path / name / stage / "metrics.jsonl").read_text().splitlines()
             assert [json.loads(line)["update"] for line in lines] == list(range(1, 11))
     states = [load_checkpoint(tmp_path / name / "diffusion/checkpoints")[0] for name in ("whole", "parts")]
@@ -90,7 +117,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_good_one(tmp_path, event,
 @pytest.mark.parametrize("damage", ["cut", "flipped", "lost"])
 def test_a_damaged_checkpoint_is_refused_by_name(photos, tmp_path, damage):
     config = tiny(photos, tmp_path / "run")
-    train_encoder(config, resume=False, progress=quiet)
+    train_encoder(config, resume=False, on_update=quiet)
     file = tmp_path / "run/encoder/checkpoints/00000004" / TENSORS
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
@@ -98,22 +125,56 @@ def test_a_damaged_checkpoint_is_refused_by_name(photos, tmp_path, damage):
     if damage == "lost":
         file.unlink()
     with pytest.raises(SamDiffSRError, match=r"00000004 is damaged .*go on from 00000002"):
-        train_encoder(config, resume=True, progress=quiet)
+        train_encoder(config, resume=True, on_update=quiet)
 
 
 def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
-    train_encoder(tiny(photos, tmp_path / "run"), resume=False, progress=quiet)
+    train_encoder(tiny(photos, tmp_path / "run"), resume=False, on_update=quiet)
     for override, told in (
         ("seed=1", "seed is 1"),
         ("encoder.data.batch=4", "batch is 4"),
         ("encoder.network={width: 16, blocks: 2}", "trunk.1"),
     ):
         with pytest.raises(SamDiffSRError, match=told):
-            train_encoder(tiny(photos, tmp_path / "run", override), resume=True, progress=quiet)
+            train_encoder(tiny(photos, tmp_path / "run", override), resume=True, on_update=quiet)
 
 
-def two_nodes(*arguments) -> None:
-    """`samdiffsr train` as docs/training.md starts it on two machines, here both of them this one."""
+def test_stop_after_saves_and_says_where_it_stands(photos, tmp_path, capsys):
+    """Stopped after each update and started again until both stages are done: the model of a run that never stopped."""
+    config = tiny(photos, tmp_path / "whole")
+    train_encoder(config, resume=False, on_update=quiet)
+    train_diffusion(config, resume=False, on_update=quiet)
+    messages = []
+    for _ in range(7):
+        with pytest.raises(SystemExit) as end:
+            main(["train", "tiny", "--resume", "--stop-after", "0", *tiny_options(photos, tmp_path / "parts")])
+        assert end.value.code == 0
+        messages.append(capsys.readouterr().out.splitlines()[-1])
+    stopped = "{}: stopped after update {} of 4; the same command with --resume goes on."
+    assert messages[:3] == [stopped.format("encoder", update) for update in (1, 2, 3)]
+    assert messages[3:6] == [stopped.format("diffusion", update) for update in (1, 2, 3)]
+    assert messages[6] == f"diffusion: {tmp_path / 'parts/model'}"
+    assert same(weights(tmp_path / "whole/model"), weights(tmp_path / "parts/model"))
+
+
+def test_all_processes_stop_together(photos, tmp_path):
+    """The time of the second is over after its first update, that of the first never."""
+    stdout = two_nodes("tiny", *tiny_options(photos, tmp_path), own=((), ("--stop-after", "0")))
+    assert "encoder: stopped after update 1 of 4" in stdout[0] and "stopped" not in stdout[1]
+    assert [found.name for found in checkpoints(tmp_path / "encoder/checkpoints")] == ["00000001"]
+    assert not (tmp_path / "diffusion").exists()
+
+
+def tiny_options(photos, output) -> list[str]:
+    return ["--set", f"photos={photos}", "--set", f"output={output}"]
+
+
+def two_nodes(*arguments, own: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())) -> list[str]:
+    """`samdiffsr train` as docs/training.md starts it on two machines, here both of them this one; what each printed.
+
+    Args:
+        own: further arguments of each machine.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -122,7 +183,7 @@ def two_nodes(*arguments) -> None:
     command = ["-m", "samdiffsr", "train", *map(str, arguments)]
     nodes = [
         subprocess.Popen(
-            [*launch, f"--node-rank={rank}", *command],
+            [*launch, f"--node-rank={rank}", *command, *own[rank]],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -130,8 +191,9 @@ def two_nodes(*arguments) -> None:
         )
         for rank in range(2)
     ]
-    told = [node.communicate(timeout=100)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told
+    output = [node.communicate(timeout=100)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], output
+    return output
 
 
 def test_two_nodes_make_the_weights_of_one_process(photos, tmp_path):
@@ -151,8 +213,8 @@ def test_two_nodes_make_the_weights_of_one_process(photos, tmp_path):
     settings = [f"photos={photos}", f"output={tmp_path / 'two'}", *options]
     two_nodes("tiny", *(part for setting in settings for part in ("--set", setting)))
     one = tiny(photos, tmp_path / "one", *options, "diffusion.data.accumulate=2", "diffusion.data.workers=0")
-    train_encoder(one, resume=False, progress=quiet)
-    train_diffusion(one, resume=False, progress=quiet)
+    train_encoder(one, resume=False, on_update=quiet)
+    train_diffusion(one, resume=False, on_update=quiet)
     for stage in ("encoder", "diffusion"):
         a, b = (load_checkpoint(tmp_path / name / stage / "checkpoints")[0] for name in ("one", "two"))
         for name, tensor in a.items():

@@ -1,4 +1,4 @@
-"""The examples of each update, prepared ahead: which they are depends on (seed, update) alone."""
+"""The micro-batches of each update, prepared ahead: which examples they hold depends on (seed, update) alone."""
 
 import time
 from collections import deque
@@ -7,37 +7,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samdiffsr.data.dataset import Batch
+from samdiffsr.data.dataset import Batch, PreparedPhotos
 from samdiffsr.errors import ConfigError
 from samdiffsr.training.config import DataConfig
 
 AHEAD = 2  # updates prepared beyond those that threads are working on
 
-Part = tuple[Batch, dict[str, Any]]
-Draws = Callable[[int, int, int], dict[str, Any]]
-
-
-class Photos(Protocol):
-    """Where examples come from: `PreparedPhotos`, or what draws the same elsewhere."""
-
-    def batch(self, seed: int, first: int, size: int) -> Batch:
-        """Examples first .. first + size - 1 of `seed`, on any device."""
-        ...
-
-    def stem(self, seed: int, index: int) -> str:
-        """The name of the image that example `index` comes from."""
-        ...
+MicroBatch = tuple[Batch, dict[str, Any]]
+"""The examples that one process computes at once, and what `Objective.draws` drew for them."""
 
 
 @dataclass(frozen=True)
-class Feed:
-    """What one of `processes` processes sees: update u is made of examples u batch .. (u + 1) batch - 1, cut into equal
-    runs of examples, one for each process, and each run into `accumulate` parts.
+class Batches:
+    """The share of one of `processes` processes: update u is made of examples u batch .. (u + 1) batch - 1, cut into equal
+    runs of examples, one for each process, and each run into `accumulate` micro-batches.
 
     Args:
         draws: the noise of (seed, first example, count), as `Objective.draws` gives it.
@@ -46,8 +34,8 @@ class Feed:
         ConfigError: the batch cannot be cut so.
     """
 
-    photos: Photos
-    draws: Draws
+    photos: PreparedPhotos
+    draws: Callable[[int, int, int], dict[str, Any]]
     data: DataConfig
     seed: int
     device: torch.device
@@ -61,24 +49,25 @@ class Feed:
                 f"data.accumulate, {self.data.accumulate}."
             )
 
-    def updates(self, first: int, last: int) -> Iterator[tuple[list[Part], float]]:
-        """The parts of updates first .. last - 1, in order whatever the number of threads, and the seconds waited for them."""
+    def updates(self, first: int, last: int) -> Iterator[tuple[list[MicroBatch], float]]:
+        """The micro-batches of updates first .. last - 1, in order whatever the number of threads, and the seconds waited for
+        them."""
         todo = iter(range(first, last))
         with ThreadPoolExecutor(max(1, self.data.workers)) as pool:
 
-            def submit(count: int) -> Iterator[Callable[[], list[Part]]]:
+            def submit(count: int) -> Iterator[Callable[[], list[MicroBatch]]]:
                 for update in islice(todo, count):
-                    job = partial(self._ahead, update)
-                    yield pool.submit(job).result if self.data.workers else job
+                    work = partial(self._ahead, update)
+                    yield pool.submit(work).result if self.data.workers else work
 
             queue = deque(submit(self.data.workers + AHEAD))
             try:
                 while queue:
                     started = time.perf_counter()
-                    parts = queue.popleft()()
+                    micro_batches = queue.popleft()()
                     waited = time.perf_counter() - started
                     queue.extend(submit(1))
-                    yield self._to_device(parts), waited
+                    yield _each_tensor(micro_batches, self._to_device), waited
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -87,8 +76,8 @@ class Feed:
         first = update * self.data.batch
         return sorted({self.photos.stem(self.seed, index) for index in range(first, first + self.data.batch)})
 
-    def parts(self, update: int) -> list[Part]:
-        """This process's parts of one update, where `photos` and `draws` left them."""
+    def micro_batches(self, update: int) -> list[MicroBatch]:
+        """This process's micro-batches of one update, on the CPU."""
         size = self.data.batch // (self.processes * self.data.accumulate)
         start = update * self.data.batch + self.process * self.data.accumulate * size
         return [
@@ -96,24 +85,20 @@ class Feed:
             for first in range(start, start + self.data.accumulate * size, size)
         ]
 
-    def _ahead(self, update: int) -> list[Part]:
-        """`parts` in memory from which a GPU can copy while it computes."""
-        parts = self.parts(update)
-        return _each_tensor(parts, _pinned) if self.device.type == "cuda" else parts
+    def _ahead(self, update: int) -> list[MicroBatch]:
+        """`micro_batches` in memory from which a GPU can copy while it computes."""
+        micro_batches = self.micro_batches(update)
+        return _each_tensor(micro_batches, Tensor.pin_memory) if self.device.type == "cuda" else micro_batches
 
-    def _to_device(self, parts: list[Part]) -> list[Part]:
-        return _each_tensor(parts, lambda tensor: tensor.to(self.device, non_blocking=True))
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_cuda else tensor.pin_memory()
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
 
 
-def _each_tensor(parts: list[Part], change: Callable[[Tensor], Tensor]) -> list[Part]:
+def _each_tensor(micro_batches: list[MicroBatch], change: Callable[[Tensor], Tensor]) -> list[MicroBatch]:
     return [
         (
             Batch(change(batch.hr), change(batch.lr), change(batch.structure)),
             {key: change(value) if isinstance(value, Tensor) else value for key, value in draws.items()},
         )
-        for batch, draws in parts
+        for batch, draws in micro_batches
     ]

@@ -1,0 +1,89 @@
+"""Configurations: bad ones are refused by key, presets are valid, every field is read."""
+
+import pytest
+
+from samdiffsr import SamDiffSRError
+from samdiffsr.training.config import PRESETS, _Frozen, load_config
+from samdiffsr.training.run import train_diffusion, train_encoder
+from support import quiet, tiny
+
+POSTERIOR = ("diffusion.target=posterior_noise", "diffusion.scheduler=ddpm", "diffusion.steps=100")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["diffusion.shft=paper"], "diffusion.shft"),
+        (["diffusion.shift=papr"], "'bridge'"),
+        (["encoder.optim.updates=many"], "encoder.optim.updates"),
+        (["encoder.optim.updates=1"], "warmup"),
+        (["diffusion.target=posterior_noise"], "posterior_noise"),
+        (["diffusion.steps=101"], "101"),
+        (["encoder.loss.features_weight=0.1"], "features_file"),
+        (["seed"], "section.key=value"),
+        (["seed=["], "seed=["),
+        (["encoder.optim.schedule=step"], "step_every"),
+        (["encoder.optim.step_every=2"], "step_every"),
+        (["encoder.optim.precision=int8"], "precision"),
+        (["encoder.loss.adversarial=wasserstein"], "'hinge'"),
+        (["validation.best=distance"], "validation.distance"),
+        ([*POSTERIOR, "diffusion.loss.adversarial_weight=0.1"], "adversarial_weight"),
+        (["family.x=1"], "not a section"),
+    ],
+)
+def test_bad_configurations_name_the_key(overrides, told):
+    with pytest.raises(SamDiffSRError) as caught:
+        load_config("tiny", overrides)
+    assert told in str(caught.value)
+
+
+def test_unreadable_configurations(tmp_path):
+    with pytest.raises(SamDiffSRError, match=r"none\.yaml"):
+        load_config(tmp_path / "none.yaml", [])
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(SamDiffSRError, match="mapping"):
+        load_config(tmp_path / "list.yaml", [])
+
+
+@pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.yaml")))
+def test_presets_are_valid(preset, feature_file):
+    overrides = [f"diffusion.loss.features_file={feature_file}"] if preset == "light-cpu" else []
+    assert load_config(preset, overrides).family == ("paper" if preset == "paper" else "light")
+
+
+def test_weights_carry_their_configuration(photos, tmp_path):
+    config = tiny(photos, tmp_path / "run", "seed=5")
+    train_encoder(config, resume=False, on_update=quiet)
+    model = train_diffusion(config, resume=False, on_update=quiet)
+    for part in ("encoder", "denoiser"):
+        assert load_config(model / part / "diffusion_pytorch_model.safetensors", []) == config
+    assert load_config(model / "denoiser/diffusion_pytorch_model.safetensors", ["seed=6"]).seed == 6
+    plain = tmp_path / "run/encoder/checkpoints/00000004/tensors.safetensors"
+    with pytest.raises(SamDiffSRError, match="NoneType"):
+        load_config(plain, [])
+
+
+def test_every_field_of_the_configuration_is_read(photos, tmp_path, validation_folder, monkeypatch):
+    """Attribute reads are recorded while both stages run; printing and storing the configuration do not count."""
+    options = ("encoder.optim.schedule=step", "encoder.optim.step_every=2", f"validation.photos={validation_folder}")
+    config = tiny(photos, tmp_path / "run", *options, "encoder.loss.adversarial_weight=0.01")
+    wanted, read, plain = set(), set(), _Frozen.__getattribute__
+
+    def collect(section: _Frozen) -> None:
+        for name, value in section:
+            wanted.add((type(section).__name__, name))
+            if isinstance(value, _Frozen):
+                collect(value)
+
+    def record(self, name):
+        read.add((type(self).__name__, name))
+        return plain(self, name)
+
+    collect(config)
+    monkeypatch.setattr(_Frozen, "__getattribute__", record)
+    train_encoder(config, resume=False, on_update=quiet)
+    train_diffusion(config, resume=False, on_update=quiet)
+    assert len(wanted) > 60
+    # What both stages have is read from either.
+    shared = {("StageConfig", name) for kind, name in read if kind == "DiffusionConfig"}
+    assert wanted - read - shared - {("DiffusionConfig", name) for kind, name in read if kind == "StageConfig"} == set()

@@ -1,0 +1,99 @@
+"""The losses of both stages and their draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from samdiffsr import LightDenoiser, LightEncoder
+from samdiffsr.data.dataset import Batch, PreparedPhotos
+from samdiffsr.training.config import DiffusionConfig, LossConfig, OptimConfig
+from samdiffsr.training.objective import DiffusionObjective, normal, uniform
+from samdiffsr.training.run import (
+    diffusion_objective,
+    encoder_objective,
+)
+from support import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("target", ["posterior_noise", "marginal_noise", "sample", "velocity"])
+@pytest.mark.parametrize("shift", ["paper", "released", "bridge", "none"])
+def test_every_shift_and_target_trains(photos, target, shift):
+    loss, network = _stage(target=target, shift=shift, scheduler="ddpm", steps=100)
+    terms = terms_of(loss, PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2))
+    torch.stack(list(terms.values())).sum().backward()
+    assert math.isfinite(terms["pixel"].item())
+    assert float(network.head.weight.grad.abs().sum()) > 0
+
+
+def terms_of(loss, batch):
+    """The loss terms of a batch under the noise of examples 0, 1, ..."""
+    return loss(batch, loss.draws(7, 0, len(batch.hr))).terms
+
+
+def _stage(**options):
+    torch.manual_seed(0)
+    config = DiffusionConfig(
+        optim=OptimConfig(updates=1, learning_rate=0.1), base="encoder", residual_scale=4, **options
+    )
+    network = LightDenoiser(width=8, blocks=1, feature_channels=8)
+    return DiffusionObjective(network, LightEncoder(width=8, blocks=1), config), network
+
+
+def test_structure_reaches_the_noise(photos):
+    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
+    plain = Batch(batch.hr, batch.lr, torch.zeros_like(batch.structure))
+    assert float(batch.structure.abs().max()) > 0
+    for shift, differs in (("bridge", True), ("none", False)):
+        loss, _ = _stage(shift=shift, target="marginal_noise")
+        assert (terms_of(loss, batch)["pixel"].item() != terms_of(loss, plain)["pixel"].item()) == differs
+
+
+def test_rollout_feeds_the_networks_own_estimate(photos):
+    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
+    values = []
+    for rollout in (0.0, 1.0):
+        loss, network = _stage(target="sample", rollout=rollout)
+        seen = []
+        network.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[1].tolist()))
+        values.append(terms_of(loss, batch)["pixel"].item())
+    assert values[0] != values[1]
+    assert seen[0] == [99, 99]
+    assert len(seen) == 2
+
+
+def test_feature_loss_is_part_of_the_total(photos, feature_file):
+    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
+    values = {}
+    for weight in (0.1, 0.2):
+        loss, _ = _stage(target="velocity", loss=LossConfig(features_weight=weight, features_file=feature_file))
+        values[weight] = terms_of(loss, batch)
+    assert values[0.2]["features"].item() == pytest.approx(2 * values[0.1]["features"].item())
+    assert values[0.2]["pixel"].item() == values[0.1]["pixel"].item()
+
+
+def test_noise_of_an_example_is_its_own_and_standard_normal():
+    shape = torch.Size((4, 3, 64, 64))
+    noise = normal([5, 6, 7, 8], shape, CPU)
+    assert torch.equal(noise[1:3], normal([6, 7], shape, CPU))
+    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    correlation = torch.corrcoef(noise.flatten(1)) - torch.eye(4)
+    assert float(correlation.abs().max()) < 0.05
+    even = uniform(np.random.Philox(0).random_raw(10_000))
+    assert 0 <= even.min() < 0.01 and 0.99 < even.max() < 1
+
+
+def test_draws_follow_their_distributions(photos, tmp_path):
+    """t uniform but for the share at t = T, rollout by its share, phases in 0..3; seeds all different."""
+    config = tiny(photos, tmp_path, "diffusion.last_step_share=0.5", "diffusion.rollout=0.25")
+    drawn = diffusion_objective(config, encoder_objective(config).network).draws(0, 10, 2000)
+    t = drawn["t"]
+    assert float((t == 99).float().mean()) == pytest.approx(0.505, abs=0.04)
+    assert np.bincount(t[t < 99] // 33, minlength=3) / 1000 == pytest.approx([0.33] * 3, abs=0.05)
+    assert len(drawn["rolled"]) == pytest.approx(500, abs=70)
+    assert np.bincount(np.ravel(drawn["phase"])) == pytest.approx([1000] * 4, abs=120)
+    assert len({*drawn["noise"], *drawn["rollout_noise"]}) == 2000 + len(drawn["rolled"])
