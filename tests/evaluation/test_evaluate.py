@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from samdiffsr import SamDiffSRPipeline, imresize
+from samdiffsr import SamDiffSRError, SamDiffSRPipeline, imresize
 from samdiffsr.cli import main
+from samdiffsr.evaluation.benchmark import run
 from samdiffsr.evaluation.html import to_html
 from samdiffsr.evaluation.methods import baseline, model, outputs
 from samdiffsr.evaluation.metrics import SqueezeDistance, lr_psnr, psnr_y, ssim_rgb
@@ -220,6 +221,28 @@ def test_the_squeeze_distance_and_its_weights(bench, evaluate):
     assert code == 0 and rows(report)["bicubic"]["by_image"]["baby"]["squeeze"] == expected
     assert report["figures"]["protocols"]["squeeze"].startswith("NOT LPIPS")
     assert list(report["setup"]["weights_sha256"]) == ["squeeze_distance.safetensors"]
+
+
+@pytest.mark.parametrize(("border", "protocol"), [(0, "no border cut"), (7, "7 pixels cut from each side")])
+def test_the_border_is_cut_and_printed(bench, evaluate, border, protocol):
+    code, out, _ = evaluate("--baseline", "bicubic", "--border", border)
+    report, pair = read(bench / "report"), read_pair(find_pairs(bench / "Tiny/HR", None)[1])
+    found = rows(report)["bicubic"]["by_image"]["baby"]
+    sr, inside = imresize(pair.lr, 4), (slice(border, 40 - border), slice(border, 44 - border))
+    assert found["psnr-y"] == psnr_y(sr[inside], pair.hr[inside], border=0)
+    assert found["ssim-rgb"] == ssim_rgb(sr[inside], pair.hr[inside], border=0)
+    assert found["lr-psnr"] == lr_psnr(sr, pair.lr)
+    assert code == 0 and report["setup"]["settings"]["border"] == border
+    for name in ("psnr-y", "ssim-y", "psnr-rgb", "ssim-rgb"):
+        assert f"8-bit results, {protocol}, mean" in report["figures"]["protocols"][name]
+    assert protocol in out and protocol in (bench / "report/report.html").read_text()
+
+
+def test_a_border_needs_larger_images(bench, evaluate):
+    code, _, err = evaluate("--baseline", "bicubic", "--border", 15)
+    assert code == 2 and "at least 44x44; leave it out" in err
+    with pytest.raises(SamDiffSRError, match="border is -1, but must be a whole number from 0"):
+        run(find_pairs(bench / "Tiny/HR", None), [baseline("bicubic")], border=-1)
 
 
 def test_a_report_is_not_replaced_unasked(bench, evaluate):

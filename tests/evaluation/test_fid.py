@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from samdiffsr import SamDiffSRError
-from samdiffsr.evaluation import benchmark
+from samdiffsr.evaluation import benchmark, report
 from samdiffsr.evaluation.fid import WEIGHTS, InceptionFeatures, frechet_distance
 from samdiffsr.evaluation.methods import baseline
 from samdiffsr.evaluation.pairs import find_pairs
@@ -212,13 +212,27 @@ def test_fid_in_the_comparison(folder, tmp_path):
         noise = Picture(generator.integers(0, 256, (24, 20, 3), dtype=np.uint8))
         (tmp_path / "hr").mkdir(exist_ok=True)
         write_image(noise, tmp_path / "hr" / f"{name}.png")
-    with pytest.raises(SamDiffSRError, match="FID of 2 images says nothing; it is computed from 100"):
-        benchmark.perceptual(["fid"], folder, images=2)
-    pairs, judges = find_pairs(tmp_path / "hr", None), benchmark.perceptual(["fid"], folder, images=100)
-    result = benchmark.run(pairs, [baseline("bicubic")], judges=judges, pictures=2)
+    pairs, metrics = find_pairs(tmp_path / "hr", None), benchmark.load_metrics(["fid"], folder)
+    result = benchmark.run(pairs, [baseline("bicubic")], metrics=metrics, pictures=2)
     sides = [
-        np.stack([judges.inception(shown[name]) for shown in result.pictures.values()]) for name in ("bicubic", "HR")
+        np.stack([metrics.inception(shown[name]) for shown in result.pictures.values()]) for name in ("bicubic", "HR")
     ]
     assert result.fid == {("bicubic", None): frechet_distance(*sides)}
-    assert any("compare it within this table only" in note for note in result.notes)
-    assert list(judges.weights) == [WEIGHTS]
+    assert list(metrics.weights) == [WEIGHTS]
+    with pytest.raises(SamDiffSRError, match="FID needs at least 2 images, got 1; leave it out"):
+        benchmark.run(pairs[:1], [baseline("bicubic")], metrics=metrics)
+
+
+@pytest.mark.parametrize(("count", "mark", "note"), [(99, True, False), (100, False, True), (2048, False, False)])
+def test_fid_of_few_images_is_marked(count, mark, note):
+    result = benchmark.Result(fid={("bicubic", None): 12.345})
+    for number in range(count):
+        values = dict.fromkeys(("psnr-y", "psnr-rgb", "lr-psnr"), 30.0)
+        result.scores.append(benchmark.Score("bicubic", str(number), None, values, None, None, 1.0))
+    result.notes += benchmark._warnings(result, count)
+    settings = {"title": "few", "settings": {}, "metrics": benchmark.PerceptualMetrics(), "published": False}
+    found = report.document(result, [baseline("bicubic")], **settings)
+    header, (row,) = report.summary_table(found)
+    assert ("FID* ↓" in header) == mark and ("FID ↓" in header) != mark and "12.35" in row
+    assert any(f"FID*: of {count} images only" in line for line in report.protocol_lines(found)) == mark
+    assert any("compare it within this table only" in line for line in result.notes) == note

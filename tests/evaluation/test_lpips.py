@@ -7,7 +7,7 @@ from torch import nn
 
 from samdiffsr import SamDiffSRError
 from samdiffsr.evaluation import downloads
-from samdiffsr.evaluation.benchmark import perceptual
+from samdiffsr.evaluation.benchmark import load_metrics
 from samdiffsr.evaluation.downloads import PUBLISHED, load_published, published_file
 from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
 from support import publish
@@ -99,13 +99,13 @@ def test_lpips_is_the_published_architecture(published, tmp_path):
     assert lpips(a, a) == 0
 
 
-def test_lpips_among_the_judges(published, tmp_path):
+def test_lpips_among_the_metrics(published, tmp_path):
     trunk, *_ = published
     a, b = images()
-    judges = perceptual([f"lpips-{trunk}"], tmp_path, images=1)
-    assert judges.distances[f"lpips-{trunk}"](a, b) == LPIPS(trunk, tmp_path)(a, b)
+    metrics = load_metrics([f"lpips-{trunk}"], tmp_path)
+    assert metrics.distances[f"lpips-{trunk}"](a, b) == LPIPS(trunk, tmp_path)(a, b)
     files = (TRUNKS[trunk].weights, TRUNKS[trunk].heads)
-    assert judges.weights == {name: downloads.sha256(tmp_path / name) for name in files}
+    assert metrics.weights == {name: downloads.sha256(tmp_path / name) for name in files}
 
 
 def test_lpips_refuses_what_it_cannot_compare(published, tmp_path):

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-NOTES = 8  # told on the screen; the report has all of them
+if TYPE_CHECKING:
+    from samdiffsr.evaluation.methods import Method
+
+NOTES = 8  # so many are printed; the report has all of them
 
 HR = Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of original images.")]
 LR = Annotated[
@@ -35,6 +38,12 @@ Baseline = Annotated[
 Perceptual = Annotated[
     list[str] | None,
     typer.Option("--perceptual", metavar="NAME", help="lpips-alex, lpips-vgg, squeeze or fid; repeatable."),
+]
+Border = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="N", help="HR pixels that PSNR and SSIM cut from each side; SAM-DiffSR's own code cuts 0."
+    ),
 ]
 WeightsDir = Annotated[
     Path | None,
@@ -67,6 +76,7 @@ def evaluate(
     baseline: Baseline = None,
     perceptual: Perceptual = None,
     weights_dir: WeightsDir = None,
+    border: Border = 4,
     seeds: Seeds = "0",
     pictures: Pictures = 6,
     published: Published = False,
@@ -75,28 +85,20 @@ def evaluate(
 ) -> None:
     """Score models and other results against originals.
 
-    PSNR, SSIM, LR-PSNR, LPIPS, FID and a page of pictures; each figure with its protocol, the same by the same command.
+    PSNR, SSIM, LR-PSNR, LPIPS, FID and a page of pictures. Each figure has its protocol.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    from samdiffsr.evaluation import benchmark, downloads, html, methods, pairs, report
+    from samdiffsr.evaluation import benchmark, downloads, html, pairs, report
 
     numbers = _seeds(seeds)
     _claim(output, overwrite)
     found = pairs.find_pairs(hr, lr)
     if not (model or outputs or baseline):
         model = ["default"]
-    rows = [methods.baseline(name) for name in baseline or []]
-    notes = []
-    for given in outputs or []:
-        row, others = methods.outputs(given, [pair.name for pair in found])
-        rows.append(row)
-        if others:
-            notes.append(f"{len(others)} images in the folder of {row.label!r} belong to no HR image")
-    rows += [methods.model(spec, device) for spec in model or []]
-    folder = weights_dir or downloads.default_folder()
-    judges = benchmark.perceptual(perceptual or [], folder, images=len(found))
+    rows, notes = _methods(baseline or [], outputs or [], model or [], [pair.name for pair in found], device)
+    metrics = benchmark.load_metrics(perceptual or [], weights_dir or downloads.default_folder())
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluate", total=None)
@@ -104,7 +106,8 @@ def evaluate(
             found,
             rows,
             seeds=numbers,
-            judges=judges,
+            metrics=metrics,
+            border=border,
             pictures=pictures,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -116,11 +119,12 @@ def evaluate(
         "outputs": outputs or [],
         "baselines": baseline or [],
         "perceptual": perceptual or [],
+        "border": border,
         "seeds": numbers,
         "device": device,
     }
     title = hr.resolve().parent.name if hr.name.upper() == "HR" else hr.resolve().name
-    whole = report.document(result, rows, title=title, settings=settings, judges=judges, published=published)
+    whole = report.document(result, rows, title=title, settings=settings, metrics=metrics, published=published)
     files = report.write_reports(whole, html.to_html(whole, result.pictures), output)
     typer.echo(report.markdown_table(report.summary_table(whole)) + "\n")
     for line in [*report.protocol_lines(whole), *(f"Note: {note}." for note in result.notes[:NOTES])]:
@@ -128,6 +132,21 @@ def evaluate(
     if len(result.notes) > NOTES:
         typer.echo(f"{len(result.notes) - NOTES} more notes are in the report.")
     typer.echo(f"\n{', '.join(map(str, files))}")
+
+
+def _methods(
+    baselines: list[str], outputs: list[str], models: list[str], names: list[str], device: str
+) -> tuple[list["Method"], list[str]]:
+    """The rows of the comparison, and notes on them."""
+    from samdiffsr.evaluation import methods
+
+    rows, notes = [methods.baseline(name) for name in baselines], []
+    for given in outputs:
+        row, others = methods.outputs(given, names)
+        rows.append(row)
+        if others:
+            notes.append(f"{len(others)} images in the folder of {row.label!r} belong to no HR image")
+    return [*rows, *(methods.model(spec, device) for spec in models)], notes
 
 
 def _seeds(text: str) -> list[int]:

@@ -1,9 +1,9 @@
 """Run every method on every image and score the results.
 
     pairs, methods = find_pairs(hr, lr), [baseline("bicubic"), model("default", "cpu")]
-    result = run(pairs, methods, seeds=[0, 1], judges=perceptual(["squeeze"], folder, images=len(pairs)))
+    result = run(pairs, methods, seeds=[0, 1], metrics=load_metrics(["squeeze"], folder))
 
-Images come one after the other, so memory does not grow with their number (but for FID, by 2048 numbers each).
+Images come one after the other, so memory does not grow with their number; only FID keeps 2048 numbers of each.
 """
 
 import hashlib
@@ -16,53 +16,52 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 
-from samdiffsr.errors import ConfigError, ImageError, choose
+from samdiffsr.errors import ConfigError, ImageError, Range, choose
 from samdiffsr.evaluation.downloads import PUBLISHED, sha256
-from samdiffsr.evaluation.fid import FEATURES, InceptionFeatures, frechet_distance
+from samdiffsr.evaluation.fid import FEATURES, FEW, InceptionFeatures, check_count, frechet_distance
 from samdiffsr.evaluation.fid import WEIGHTS as INCEPTION
 from samdiffsr.evaluation.lpips import LPIPS, TRUNKS
 from samdiffsr.evaluation.methods import Method
 from samdiffsr.evaluation.metrics import (
     BORDER,
-    LEAST,
     SQUEEZE,
     SqueezeDistance,
     lr_psnr,
     psnr_rgb,
     psnr_y,
     ssim_rgb,
+    ssim_side,
     ssim_y,
 )
 from samdiffsr.evaluation.pairs import Images, Pair, check_sizes, read_pair
 from samdiffsr.resize import SCALE
 
-FID_LEAST = 100
-"""Fewer images than this and FID is refused: it would measure the sampling of 2048 means, not the method."""
 ORIGINALS = ("HR", "LR")
-"""What pictures show besides the methods; LR with its pixels repeated."""
+"""Pictures shown besides those of the methods; LR has its pixels repeated."""
+BORDERS = Range("border", 0, whole=True)
 Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True)
-class Perceptual:
-    """The networks that judge, loaded.
+class PerceptualMetrics:
+    """The networks behind the perceptual metrics, loaded.
 
     Attributes:
         distances: by metric name, (sr, hr) -> value.
         inception: for FID; None leaves it out.
         weights: SHA-256 of each file used.
-        least: pixels a side of HR that they and SSIM need.
+        least: HR pixels a side that they need.
     """
 
     distances: dict[str, Distance] = field(default_factory=dict)
     inception: InceptionFeatures | None = None
     weights: dict[str, str] = field(default_factory=dict)
-    least: int = LEAST
+    least: int = 1
 
 
 @dataclass(frozen=True)
 class Score:
-    """One result measured. `seed` is None for what does not depend on it; `peak_bytes` where it cannot be known."""
+    """One result measured. `seed` is None for a method without randomness, `peak_bytes` where the system does not know it."""
 
     method: str
     image: str
@@ -78,11 +77,13 @@ class Result:
     """Everything measured, in the order of the images, then of the methods, then of the seeds.
 
     Attributes:
+        border: HR pixels that PSNR and SSIM cut from each side.
         fid: by method and seed.
         pictures: image -> method -> uint8 (H, W, 3), with `ORIGINALS` first; of the first images only.
         images_sha256: over names and pixels of all pairs as compared.
     """
 
+    border: int = BORDER
     scores: list[Score] = field(default_factory=list)
     fid: dict[tuple[str, int | None], float] = field(default_factory=dict)
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -90,19 +91,16 @@ class Result:
     images_sha256: str = ""
 
 
-def perceptual(names: Sequence[str], folder: Path, *, images: int) -> Perceptual:
-    """Load the judges of these metric names; weights lie in `folder` or are downloaded into it (squeeze: in the package).
-
-    Args:
-        images: how many they will judge.
+def load_metrics(names: Sequence[str], folder: Path) -> PerceptualMetrics:
+    """Load the networks of these metrics; weights lie in `folder` or are downloaded into it (squeeze: in the package).
 
     Raises:
-        ConfigError: an unknown name, or FID of fewer than `FID_LEAST` images.
+        ConfigError: an unknown name.
         CheckpointError: weights that are missing, cannot be downloaded or are not the published ones.
     """
     distances: dict[str, Distance] = {}
     digests: dict[str, str] = {}
-    inception, least = None, [LEAST]
+    inception, least = None, [1]
 
     def lpips(trunk: str) -> None:
         least.append(TRUNKS[trunk].least)
@@ -116,8 +114,6 @@ def perceptual(names: Sequence[str], folder: Path, *, images: int) -> Perceptual
 
     def fid() -> None:
         nonlocal inception
-        if images < FID_LEAST:
-            raise ConfigError(f"FID of {images} images says nothing; it is computed from {FID_LEAST} images on.")
         inception = InceptionFeatures(folder)
         digests[INCEPTION] = PUBLISHED[INCEPTION].sha256
 
@@ -129,7 +125,7 @@ def perceptual(names: Sequence[str], folder: Path, *, images: int) -> Perceptual
     }
     for load in [choose(name, loaders, "perceptual metric") for name in dict.fromkeys(names)]:
         load()
-    return Perceptual(distances, inception, digests, max(least))
+    return PerceptualMetrics(distances, inception, digests, max(least))
 
 
 def run(
@@ -137,25 +133,29 @@ def run(
     methods: Sequence[Method],
     *,
     seeds: Sequence[int] = (0,),
-    judges: Perceptual | None = None,
+    metrics: PerceptualMetrics | None = None,
+    border: int = BORDER,
     pictures: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Score every method on every pair; sampled methods once for each seed.
 
     Args:
-        judges: the networks of `perceptual`; None scores pixels only.
-        pictures: keep the results (of the first seed) of so many images, in order of names.
-        progress: called with the number of results done and to do.
+        metrics: see `load_metrics`; None scores pixels only.
+        border: HR pixels that PSNR and SSIM cut from each side.
+        pictures: keep the results (of the first seed) of this many images, in order of names.
+        progress: called with the number of results done and the number of all.
 
     Raises:
-        ConfigError: nothing to compare, two methods with one label, or repeated seeds.
+        ConfigError: nothing to compare, two methods with one label, repeated seeds, a border below 0, or FID of one image.
         ImageError: an image that cannot be read, is too small for a metric or of the wrong size; it names the image.
     """
-    judges = judges or Perceptual()
+    metrics = metrics or PerceptualMetrics()
     _check(methods, seeds)
-    check_sizes(pairs, judges.least)
-    result, digest = Result(), hashlib.sha256()
+    check_sizes(pairs, max(metrics.least, ssim_side(BORDERS.check(border))))
+    if metrics.inception:
+        check_count(len(pairs))
+    result, digest = Result(border), hashlib.sha256()
     features: dict[tuple[str, int | None], list[np.ndarray]] = {}
     runs = [(method, seed) for method in methods for seed in (seeds if method.sampled else [None])]
     for number, pair in enumerate(pairs):
@@ -164,21 +164,21 @@ def run(
         name = images.name.encode(errors="surrogateescape")
         for part in (name, repr(images.hr.shape).encode(), images.hr.tobytes(), images.lr.tobytes()):
             digest.update(part)
-        if judges.inception:
-            features.setdefault(("HR", None), []).append(judges.inception(images.hr))
+        if metrics.inception:
+            features.setdefault(("HR", None), []).append(metrics.inception(images.hr))
         shown = result.pictures.setdefault(images.name, _originals(images)) if number < pictures else {}
         for place, (method, seed) in enumerate(runs):
-            sr, told, seconds, peak = _measured(method, images, seed)
-            result.notes += told
-            values = _values(sr, images, judges)
+            sr, notes, seconds, peak = _measured(method, images, seed)
+            result.notes += notes
+            values = _values(sr, images, metrics, border)
             megapixels = sr.shape[0] * sr.shape[1] / 1e6
             result.scores.append(Score(method.label, images.name, seed, values, seconds, peak, megapixels))
             shown.setdefault(method.label, sr)
-            if judges.inception:
-                features.setdefault((method.label, seed), []).append(judges.inception(sr))
+            if metrics.inception:
+                features.setdefault((method.label, seed), []).append(metrics.inception(sr))
             if progress:
                 progress(number * len(runs) + place + 1, len(pairs) * len(runs))
-    if judges.inception:
+    if metrics.inception:
         truth = np.stack(features.pop(("HR", None)))
         result.fid = {key: frechet_distance(np.stack(rows), truth) for key, rows in features.items()}
     result.images_sha256 = digest.hexdigest()
@@ -218,35 +218,35 @@ def _measured(
     return (sr, notes, seconds, memory.peak()) if method.timed else (sr, notes, None, None)
 
 
-def _values(sr: np.ndarray, images: Images, judges: Perceptual) -> dict[str, float]:
+def _values(sr: np.ndarray, images: Images, metrics: PerceptualMetrics, border: int) -> dict[str, float]:
     hr, lr = images.hr, images.lr
     try:
         return {
-            "psnr-y": psnr_y(sr, hr),
-            "ssim-y": ssim_y(sr, hr),
-            "psnr-rgb": psnr_rgb(sr, hr),
-            "ssim-rgb": ssim_rgb(sr, hr),
+            "psnr-y": psnr_y(sr, hr, border=border),
+            "ssim-y": ssim_y(sr, hr, border=border),
+            "psnr-rgb": psnr_rgb(sr, hr, border=border),
+            "ssim-rgb": ssim_rgb(sr, hr, border=border),
             "lr-psnr": lr_psnr(sr, lr),
-            **{name: distance(sr, hr) for name, distance in judges.distances.items()},
+            **{name: distance(sr, hr) for name, distance in metrics.distances.items()},
         }
     except ImageError as error:
         raise ImageError(f"'{images.name}': {error}") from None
 
 
 def _warnings(result: Result, count: int) -> list[str]:
-    """What a reader must know before believing a figure."""
+    """Facts that a reader needs to judge a figure."""
     notes = []
     for name, label, what in (
-        ("psnr-rgb", "PSNR", f"equal their HR image inside the border of {BORDER}"),
+        ("psnr-rgb", "PSNR", f"equal their HR image inside the border of {result.border}"),
         ("lr-psnr", "LR-PSNR", "equal their LR image when shrunk"),
     ):
         if equal := [score for score in result.scores if np.isinf(score.values[name])]:
             which = ", ".join(sorted({score.method for score in equal}))
             notes.append(f"{len(equal)} results {what} (of {which}): their {label} and so its mean are infinite")
-    if result.fid and count < FEATURES:
+    if result.fid and FEW <= count < FEATURES:  # the report marks the column of fewer
         notes.append(
-            f"FID of {count} images is far above that of many, for it estimates {FEATURES} dimensions: compare it within this "
-            "table only"
+            f"FID of {count} images is far above that of many, because it estimates {FEATURES} means: compare it "
+            "within this table only"
         )
     return notes
 
@@ -273,7 +273,7 @@ class Memory:
 
 
 def _reset_peak() -> bool:
-    """Begin a new peak of resident memory (proc(5)); False where that does not exist."""
+    """Start a new peak of resident memory (proc(5)); False where the system has none."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

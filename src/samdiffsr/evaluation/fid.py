@@ -17,6 +17,8 @@ from samdiffsr.evaluation.downloads import load_published
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 FEATURES, SIDE = 2048, 299
+FEW = 100
+"""Of fewer images, FID measures the error of its own 2048 means more than the method; reports mark it."""
 EPSILON = 1e-3  # of the batch normalisation
 
 
@@ -147,9 +149,14 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     Raises:
         ConfigError: fewer than 2 samples, which have no covariance.
     """
-    if min(len(a), len(b)) < 2:
-        raise ConfigError(f"FID needs at least 2 images on each side, got {len(a)} and {len(b)}.")
+    check_count(min(len(a), len(b)))
     x, y = ((z - z.mean(axis=0)) / np.sqrt(len(z) - 1) for z in (a, b))
     cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
     shift = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
     return float(shift + (x**2).sum() + (y**2).sum() - 2 * cross)
+
+
+def check_count(images: int) -> None:
+    """A ConfigError unless a covariance can be estimated."""
+    if images < 2:
+        raise ConfigError(f"FID needs at least 2 images, got {images}; leave it out.")

@@ -1,18 +1,18 @@
-"""The report as one HTML page that needs nothing else: tables, and pictures to look at side by side (`page.html`)."""
+"""The report as one HTML page that needs nothing else: tables, and pictures to look at side by side (`report.html.jinja`)."""
 
 import base64
 import io
 import json
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from samdiffsr.evaluation.metrics import METRICS
 from samdiffsr.evaluation.report import (
     Document,
-    Table,
     image_metrics,
     image_table,
     protocol_lines,
@@ -21,7 +21,7 @@ from samdiffsr.evaluation.report import (
     timing_table,
 )
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SIDE = 512
 """Larger pictures show their central window of this side."""
 LIMIT = 24_000_000
@@ -33,46 +33,45 @@ def to_html(found: Document, pictures: dict[str, dict[str, np.ndarray]]) -> str:
 
     Args:
         found: see `report.document`.
-        pictures: image -> what is shown -> uint8 (H, W, 3) of one size; the first is the original. As many images as fit
-            into `LIMIT` are shown.
+        pictures: image -> label -> uint8 (H, W, 3) of one size; the first is the original. The page shows as many images as
+            fit into `LIMIT`.
     """
-    figures = found["figures"]
     sections, size = [], 0
     for image, shown in pictures.items():
         section = _section(found, image, shown)
-        if size + len(section) > LIMIT:
+        size += sum(len(panel["data"]) for panel in section["panels"])
+        if size > LIMIT:
             break
         sections.append(section)
-        size += len(section)
-    shown_text = (
-        f"{len(sections)} of {len(figures['images'])} images, the first by name; the tables have all of them. Pixels are "
-        f"lossless; of a picture larger than {SIDE}x{SIDE} you see the middle. LR has its pixels repeated. A crop begins where "
-        "the original has the most detail. With several seeds, the picture is the first's and its figures are means."
+    figures, timings = found["figures"], found["timings"]
+    details = [
+        (METRICS[name].label, figures["protocols"][name], image_table(found, name)) for name in image_metrics(found)
+    ]
+    published = (
+        {"source": found["published"]["source"], "table": published_table(found)} if "published" in found else None
     )
-    parts = {
-        "TITLE": escape(figures["title"]),
-        "COUNT": f"{len(figures['images'])} images",
-        "SUMMARY": _table(summary_table(found)) + _list(protocol_lines(found)),
-        "NOTES": "<h2>Notes</h2>" + _list([f"{note}." for note in figures["notes"]]) if figures["notes"] else "",
-        "PUBLISHED": _published(found) if "published" in found else "",
-        "SHOWN": escape(shown_text),
-        "PICTURES": "".join(sections),
-        "IMAGES": _images(found),
-        "SETUP": escape(json.dumps(found["setup"], indent=1, ensure_ascii=False)),
-    }
-    page = TEMPLATE.read_text(encoding="utf-8")
-    for name, content in parts.items():  # no content can hold a placeholder: all of it is escaped
-        page = page.replace(f"<!--{name}-->", content)
-    return page
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        figures=figures,
+        summary=summary_table(found),
+        protocols=protocol_lines(found),
+        notes=[f"{note}." for note in figures["notes"]],
+        published=published,
+        sections=sections,
+        side=SIDE,
+        details=[*details, ("Seconds and memory", timings["protocol"], timing_table(found))],
+        setup=json.dumps(found["setup"], indent=1, ensure_ascii=False),
+    )
 
 
-def _section(found: Document, image: str, shown: dict[str, np.ndarray]) -> str:
-    panels = "".join(_panel(found, image, label, picture) for label, picture in shown.items())
-    side = 240  # of the overview, in pixels of its canvas
-    overview = f'<figure><canvas class="map" width="{side}" height="{side}"></canvas><figcaption>overview</figcaption></figure>'
+def _section(found: Document, image: str, shown: dict[str, np.ndarray]) -> dict[str, Any]:
+    """One image: where its crop starts, and a panel for each picture."""
     x, y = _busiest(_window(next(iter(shown.values()))))
-    start = f'tabindex="0" data-x="{x}" data-y="{y}"'
-    return f'<section {start}><h3>{escape(image)}</h3><div class="panels">{overview}{panels}</div></section>\n'
+    panels = [
+        _panel(_window(picture)) | {"label": label, "caption": _caption(found, image, label)}
+        for label, picture in shown.items()
+    ]
+    return {"image": image, "x": x, "y": y, "panels": panels}
 
 
 def _window(picture: np.ndarray) -> np.ndarray:
@@ -89,54 +88,18 @@ def _busiest(picture: np.ndarray, side: int = 32) -> tuple[int, int]:
     return left + side // 2, top + side // 2
 
 
-def _panel(found: Document, image: str, label: str, picture: np.ndarray) -> str:
-    window = Image.fromarray(np.ascontiguousarray(_window(picture)))
+def _panel(window: np.ndarray) -> dict[str, Any]:
+    """Size and lossless WebP of a picture."""
     buffer = io.BytesIO()
-    window.save(buffer, "WEBP", lossless=True)
+    Image.fromarray(np.ascontiguousarray(window)).save(buffer, "WEBP", lossless=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    img = (
-        f'<img width="{window.width}" height="{window.height}" alt="{escape(f"{label}, {image}")}" '
-        f'src="data:image/webp;base64,{data}">'
-    )
-    return (
-        f'<figure><div class="view">{img}</div><figcaption><b>{escape(label)}</b>'
-        f"{_caption(found, image, label)}</figcaption></figure>"
-    )
+    return {"width": window.shape[1], "height": window.shape[0], "data": data}
 
 
-def _caption(found: Document, image: str, label: str) -> str:
-    """The figures of one result; those of the originals are none."""
+def _caption(found: Document, image: str, label: str) -> list[str]:
+    """The figures of one result; the originals have none."""
     for entry in found["figures"]["methods"]:
         if entry["method"] == label:
             values = entry["by_image"][image]
-            told = (f"{METRICS[n].label} {float(values[n]):.{METRICS[n].digits}f}" for n in values if "rgb" not in n)
-            return "".join(f"<br><span>{escape(text)}</span>" for text in told)
-    return ""
-
-
-def _images(found: Document) -> str:
-    """A table of every image for each metric, folded up, its protocol above it."""
-    protocols = found["figures"]["protocols"]
-    tables = [(METRICS[name].label, protocols[name], image_table(found, name)) for name in image_metrics(found)]
-    tables.append(("Seconds and memory", found["timings"]["protocol"], timing_table(found)))
-    return "".join(
-        f'<details><summary>{escape(label)}</summary><p class="small">{escape(protocol)}</p>'
-        f'<div class="wide">{_table(table)}</div></details>'
-        for label, protocol, table in tables
-    )
-
-
-def _published(found: Document) -> str:
-    source = escape(found["published"]["source"])
-    return f'<h2>Published, for orientation</h2><p class="small">{source}</p>{_table(published_table(found))}'
-
-
-def _table(table: Table) -> str:
-    header, rows = table
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _list(lines: list[str]) -> str:
-    return '<ul class="small">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+            return [f"{METRICS[n].label} {float(values[n]):.{METRICS[n].digits}f}" for n in values if "rgb" not in n]
+    return []

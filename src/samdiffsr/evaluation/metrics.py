@@ -1,4 +1,4 @@
-"""Metrics of super-resolution, each with its protocol: `METRICS` says what every figure means."""
+"""Metrics of super-resolution, each with its protocol: `METRICS` says how every figure is computed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +16,23 @@ from samdiffsr.resize import SCALE, imresize
 
 SQUEEZE = Path(__file__).parents[1] / "weights" / "squeeze" / "squeeze_distance.safetensors"
 
-BORDER = 4  # HR pixels left out on each side by PSNR and SSIM: the convention for x4
+BORDER = 4
+"""HR pixels that PSNR and SSIM cut from each side unless the caller says otherwise: the convention for x4."""
+
 WINDOW = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
-LEAST = len(WINDOW) + 2 * BORDER  # HR pixels a side that SSIM needs
 WINDOW /= WINDOW.sum()  # the 11x11 Gaussian of SSIM is the outer product of this with itself
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a figure means.
+    """A figure of the report.
 
     Attributes:
         name: as options and the JSON report have it.
         label: as tables have it, with the unit.
         better: "higher" or "lower".
         digits: decimals worth printing.
-        protocol: everything needed to repeat the figure, in a line.
+        protocol: everything needed to repeat the figure, in a line; `{border}` stands for the border.
     """
 
     name: str
@@ -40,8 +41,12 @@ class Metric:
     digits: int
     protocol: str
 
+    def describe(self, border: int) -> str:
+        """The protocol for `border` pixels cut from each side."""
+        return self.protocol.format(border=f"{border} pixels cut from each side" if border else "no border cut")
 
-_PIXELS = f"8-bit results, {BORDER} pixels cut from each side, mean over images"
+
+_PIXELS = "8-bit results, {border}, mean over images"
 _WHOLE = "8-bit RGB results, whole image, mean over images"
 _SSIM = "11x11 Gaussian window of sigma 1.5, windows wholly inside only, K1 0.01, K2 0.03, L 255"
 METRICS = {
@@ -84,6 +89,11 @@ METRICS = {
 def luma(image: np.ndarray) -> np.ndarray:
     """Y of BT.601 as MATLAB's rgb2ycbcr gives it: uint8 (H, W, 3) -> float64 (H, W) in [16, 235], not rounded."""
     return 16 + image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
+
+
+def ssim_side(border: int) -> int:
+    """HR pixels a side that SSIM needs: its window and the border."""
+    return len(WINDOW) + 2 * border
 
 
 def psnr_y(sr: np.ndarray, hr: np.ndarray, *, border: int = BORDER) -> float:

@@ -1,6 +1,6 @@
-"""What was measured as one document, and the document as JSON and Markdown.
+"""The results of a benchmark as one document, and the document as JSON and Markdown.
 
-Its `figures` repeat exactly when the command does; `timings` stand apart, and nothing carries a date.
+The same command gives the same `figures`; `timings` stand apart, and nothing carries a date.
 """
 
 import json
@@ -17,7 +17,8 @@ import torch
 
 from samdiffsr import __version__
 from samdiffsr.errors import ConfigError
-from samdiffsr.evaluation.benchmark import Perceptual, Result, Score, mean_and_deviation
+from samdiffsr.evaluation.benchmark import PerceptualMetrics, Result, Score, mean_and_deviation
+from samdiffsr.evaluation.fid import FEW
 from samdiffsr.evaluation.methods import Method
 from samdiffsr.evaluation.metrics import METRICS
 
@@ -28,8 +29,8 @@ TIMING = (
     "process with everything loaded, or of the GPU where there is one"
 )
 PAPER = {
-    "source": "SAM-DiffSR, arXiv 2402.17133, 100 steps: the paper's own figures, quoted as printed and not measured here. Its "
-    "images, crops and FID settings may differ from those above.",
+    "source": "SAM-DiffSR, arXiv 2402.17133, 100 steps: the paper's own figures, quoted as printed and not measured here. The "
+    "released code cuts no border (--border 0 here). Its images and FID settings may differ from those above.",
     "sets": ["Set5", "Set14", "Urban100", "BSD100", "Manga109", "General100", "DIV2K"],
     "figures": {
         "PSNR-Y (dB)": ["30.99", "27.14", "25.54", "26.47", "29.43", "30.30", "29.34"],
@@ -37,6 +38,10 @@ PAPER = {
         "FID": ["48.20", "49.84", "4.53", "60.81", "2.40", "38.42", "0.381"],
     },
 }
+_FEW = (
+    "of {count} images only: this FID shows the error of its own 2048 means more than the method, so compare it within this "
+    "table only"
+)
 Document = dict[str, Any]
 
 
@@ -46,13 +51,13 @@ def document(
     *,
     title: str,
     settings: dict[str, Any],
-    judges: Perceptual,
+    metrics: PerceptualMetrics,
     published: bool,
 ) -> Document:
     """Everything the reports say, ready for JSON: infinite values are the text "inf".
 
     Args:
-        settings: how the command was given; kept as it is.
+        settings: the options of the command, kept as they are.
         published: add the paper's own table.
     """
     images = list(dict.fromkeys(score.image for score in result.scores))
@@ -61,7 +66,7 @@ def document(
         "settings": settings,
         "methods": {method.label: method.record for method in methods},
         "images_sha256": result.images_sha256,
-        "weights_sha256": judges.weights,
+        "weights_sha256": metrics.weights,
         "versions": {
             "samdiffsr": __version__,
             "python": platform.python_version(),
@@ -72,7 +77,9 @@ def document(
     figures = {
         "title": title,
         "images": images,
-        "protocols": {name: METRICS[name].protocol for name in names},
+        "border": result.border,
+        "protocols": {name: METRICS[name].describe(result.border) for name in names},
+        "marked": {"fid": _FEW.format(count=len(images))} if "fid" in names and len(images) < FEW else {},
         "methods": [_figures(method.label, result, names, images) for method in methods],
         "notes": result.notes,
     }
@@ -117,7 +124,7 @@ def _timings(result: Result, methods: Sequence[Method]) -> Document:
 
 
 def _cost(scores: Sequence[Score]) -> Document:
-    """Medians of the times and the highest peak; None where nothing was made or known."""
+    """Medians of the times and the highest peak; None where nothing was timed or known."""
     seconds = [(score.seconds, score.megapixels) for score in scores if score.seconds is not None]
     peaks = [score.peak_bytes for score in scores if score.peak_bytes is not None]
     return {
@@ -141,7 +148,7 @@ def _machine(methods: Sequence[Method]) -> Document:
 
 
 def _processor() -> str:
-    """The processor's name as Linux tells it, else as Python does."""
+    """The processor's name from Linux, else from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -171,15 +178,15 @@ Table = tuple[list[str], list[list[str]]]
 def summary_table(found: Document) -> Table:
     """Header and rows: a method each, every metric, seconds an image, peak memory."""
     figures, timings = found["figures"], found["timings"]["methods"]
-    header = ["method", *map(_heading, figures["protocols"]), "s an image", "peak MB"]
+    header = ["method", *(_heading(found, name) for name in figures["protocols"]), "s an image", "peak MB"]
     rows = []
     for entry in figures["methods"]:
         cells = [_cell(name, entry["mean"][name], entry["deviation"].get(name)) for name in figures["protocols"]]
-        rows.append([entry["method"], *cells, *_told(timings[entry["method"]])])
+        rows.append([entry["method"], *cells, *_cost_cells(timings[entry["method"]])])
     return header, rows
 
 
-def _told(cost: Document) -> tuple[str, str]:
+def _cost_cells(cost: Document) -> tuple[str, str]:
     seconds, peak = cost["seconds"], cost["peak_megabytes"]
     return "" if seconds is None else f"{seconds:.3g}", "" if peak is None else str(peak)
 
@@ -199,7 +206,7 @@ def timing_table(found: Document) -> Table:
     made = [label for label, cost in timings.items() if cost["seconds"] is not None]
     header = ["image", *(f"{label}, {what}" for label in made for what in ("s", "peak MB"))]
     rows = [
-        [image, *(cell for label in made for cell in _told(timings[label]["by_image"][image]))]
+        [image, *(cell for label in made for cell in _cost_cells(timings[label]["by_image"][image]))]
         for image in found["figures"]["images"]
     ]
     return header, rows
@@ -218,9 +225,10 @@ def published_table(found: Document) -> Table:
 
 
 def protocol_lines(found: Document) -> list[str]:
-    """What each column means, and how seeds are summed up."""
+    """How each column is computed, which are marked with *, and how seeds are summed up."""
     figures = found["figures"]
     lines = [f"{METRICS[name].label}: {text}." for name, text in figures["protocols"].items()]
+    lines += [f"{METRICS[name].label}*: {text}." for name, text in figures["marked"].items()]
     seeds = sorted({seed for entry in figures["methods"] for seed in entry["seeds"]})
     if len(seeds) > 1:
         listed = ", ".join(map(str, seeds))
@@ -231,7 +239,7 @@ def protocol_lines(found: Document) -> list[str]:
 
 
 def to_markdown(found: Document) -> str:
-    """Summary, what its columns mean, every image, the paper's table if wanted, and what was run."""
+    """The summary and its protocols, every image, the paper's table if asked for, and the settings."""
     figures = found["figures"]
     parts = [
         f"# {_literal(figures['title'])}",
@@ -246,9 +254,9 @@ def to_markdown(found: Document) -> str:
         parts.append(markdown_table(published_table(found)))
     parts.append("## Each image")
     for name in image_metrics(found):
-        parts += [f"{_heading(name)}: {figures['protocols'][name]}.", markdown_table(image_table(found, name))]
+        parts += [f"{_heading(found, name)}: {figures['protocols'][name]}.", markdown_table(image_table(found, name))]
     parts += [f"Seconds and memory: {found['timings']['protocol']}.", markdown_table(timing_table(found))]
-    parts += ["## What was run", "```json\n" + json.dumps(found["setup"], indent=1, ensure_ascii=False) + "\n```"]
+    parts += ["## Settings", "```json\n" + json.dumps(found["setup"], indent=1, ensure_ascii=False) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -259,16 +267,17 @@ def markdown_table(table: Table) -> str:
 
 
 def _literal(text: str) -> str:
-    """File names may hold what Markdown reads as its own, and line breaks."""
+    """Text as Markdown shows it literally: file names may hold Markdown's own characters, and line breaks."""
     text = text.replace("\r", "\\r").replace("\n", "\\n")
     for character in "\\|<*`[":
         text = text.replace(character, f"\\{character}")
     return text
 
 
-def _heading(name: str) -> str:
+def _heading(found: Document, name: str) -> str:
     metric = METRICS[name]
-    return f"{metric.label} {'↑' if metric.better == 'higher' else '↓'}"
+    star = "*" if name in found["figures"]["marked"] else ""
+    return f"{metric.label}{star} {'↑' if metric.better == 'higher' else '↓'}"
 
 
 def _cell(name: str, mean: float | str, deviation: float | None = None) -> str:
