@@ -54,7 +54,7 @@ class PngPhotos:
         crops = [self.crop(np.random.default_rng([seed, index])) for index in range(first, first + size)]
         hr, lr, structure = (np.stack(part).astype(np.float32) for part in zip(*crops, strict=True))
         hr, lr = (torch.from_numpy(part.transpose(0, 3, 1, 2) / np.float32(127.5) - 1) for part in (hr, lr))
-        return Batch(hr, lr, torch.from_numpy(structure[:, None] / 64 - 2))
+        return Batch(hr, lr, torch.from_numpy(structure[:, None] / 64 - 2), torch.zeros(size))
 
     def crop(self, rng: np.random.Generator) -> list[np.ndarray]:
         number = rng.integers(self.count)

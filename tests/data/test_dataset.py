@@ -80,7 +80,9 @@ def test_a_mark_stays_in_one_place_from_file_to_batch(tmp_path):
         return np.array([(weight * y).sum(), (weight * x).sum()])
 
     seen = set()
-    for hr, lr, structure in ([part[0] for part in vars(data.batch(0, index, 1)).values()] for index in range(200)):
+    for index in range(200):
+        batch = data.batch(0, index, 1)
+        hr, lr, structure = batch.hr[0], batch.lr[0], batch.structure[0]
         here = centre((hr.numpy()[0] + 1) / 2)
         if here.min() < 16 or here.max() > 52:  # the border cuts the blurred mark of the LR image off
             continue
@@ -192,3 +194,52 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_refused(photos):
     (photos / "out/manifest.json").write_text('{"schema": 1, "images": ["a", "b"]}')
     with pytest.raises(SamDiffSRError, match="another version"):
         PreparedImages(photos / "out")
+
+
+def test_degraded_inputs(photos):
+    """HR and structure stay; LR is the degraded crop with its level, clean ones bit for bit; each by its own index."""
+    prepare(photos)
+    options = {"crop_lr": 8, "candidates": 2, "flips": True}
+    plain = PreparedPhotos(photos / "out", **options).batch(3, 0, 60)
+    real = PreparedPhotos(photos / "out", **options, degrade="real")
+    batch, later = real.batch(3, 0, 60), real.batch(3, 40, 20)
+    assert batch.hr.equal(plain.hr) and batch.structure.equal(plain.structure)
+    assert (plain.level == 0).all()
+    assert all(getattr(batch, name)[40:].equal(getattr(later, name)) for name in ("hr", "lr", "structure", "level"))
+    clean = batch.level == 0
+    assert 10 < clean.sum() < 30
+    assert batch.lr[clean].equal(plain.lr[clean])
+    assert ((batch.lr - plain.lr).abs().amax(dim=(1, 2, 3)) > 0)[~clean].all()
+    assert batch.lr.abs().max() <= 1
+    single = real.crop(3, int(torch.argmax(batch.level)))
+    there = batch.lr[torch.argmax(batch.level)].permute(1, 2, 0)
+    assert np.array_equal(((there.numpy() + 1) * 127.5).round().astype(np.uint8), single[1])
+    with pytest.raises(SamDiffSRError, match="one of 'none', 'real'"):
+        PreparedPhotos(photos / "out", **options, degrade="heavy")
+
+
+def test_degraded_inputs_lie_where_the_clean_ones_do(photos):
+    """In every orientation, also at the image's border: a light degradation is closer to its own place than to any other."""
+    smooth = imresize(np.random.default_rng(0).uniform(0, 255, (6, 8, 3)), size=(48, 64)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(smooth).save(photos / "hr/b.png")
+    (photos / "hr/a.png").unlink()
+    prepare(photos)
+    options = {"crop_lr": 12, "candidates": 1, "flips": True}
+    plain = PreparedPhotos(photos / "out", **options).batch(0, 0, 200).lr
+    batch = PreparedPhotos(photos / "out", **options, degrade="real").batch(0, 0, 200)
+    light = [number for number in range(200) if 0 < batch.level[number] < 0.2]
+    assert len(light) > 30
+    for number in light:
+        lr, wanted = batch.lr[number], plain[number]
+        own = (lr - wanted).square().mean()
+        assert own < min((lr - wanted.flip(axes)).square().mean() for axes in ((1,), (2,), (1, 2)))
+        assert own < (lr - wanted.transpose(1, 2)).square().mean()
+        assert own < min((lr - wanted.roll(shift, axis)).square().mean() for shift in (-1, 1) for axis in (1, 2))
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (3, 5), (1, 9), (4, 10)])
+def test_a_margin_is_the_image_itself_and_mirrored_beyond_it(top, left):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    wide = np.pad(image, ((32, 32), (32, 32), (0, 0)), "symmetric")
+    found = JointCrop(top, left, 6).with_margin(image, 3)
+    assert np.array_equal(found, wide[32 + 4 * top - 12 : 32 + 4 * top + 36, 32 + 4 * left - 12 : 32 + 4 * left + 36])

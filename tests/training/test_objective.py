@@ -1,15 +1,16 @@
 """The losses of both stages and their draws."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from samdiffsr import LightDenoiser, LightEncoder
+from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError
 from samdiffsr.data.dataset import Batch, PreparedPhotos
-from samdiffsr.training.config import DiffusionConfig, LossConfig, OptimConfig
-from samdiffsr.training.objective import DiffusionObjective, normal, uniform
+from samdiffsr.training.config import DiffusionConfig, LossConfig, OptimConfig, StageConfig
+from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, normal, uniform
 from samdiffsr.training.run import (
     diffusion_objective,
     encoder_objective,
@@ -45,7 +46,7 @@ def _stage(**options):
 
 def test_structure_reaches_the_noise(photos):
     batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
-    plain = Batch(batch.hr, batch.lr, torch.zeros_like(batch.structure))
+    plain = Batch(batch.hr, batch.lr, torch.zeros_like(batch.structure), batch.level)
     assert float(batch.structure.abs().max()) > 0
     for shift, differs in (("bridge", True), ("none", False)):
         loss, _ = _stage(shift=shift, target="marginal_noise")
@@ -97,3 +98,48 @@ def test_draws_follow_their_distributions(photos, tmp_path):
     assert len(drawn["rolled"]) == pytest.approx(500, abs=70)
     assert np.bincount(np.ravel(drawn["phase"])) == pytest.approx([1000] * 4, abs=120)
     assert len({*drawn["noise"], *drawn["rollout_noise"]}) == 2000 + len(drawn["rolled"])
+
+
+def test_the_level_reaches_both_networks_and_is_learned(photos):
+    """Stage 1 has a term for its estimate; both losses change with the level once the networks look at it."""
+    batch = PreparedPhotos(photos, crop_lr=8, candidates=1, flips=True, degrade="real").batch(0, 0, 6)
+    other = replace(batch, level=1 - batch.level)
+    optim = OptimConfig(updates=1, learning_rate=0.1)
+    torch.manual_seed(0)
+    encoder, denoiser = LightEncoder(8, 1, level=True), LightDenoiser(8, 1, 8, level=True)
+    with torch.no_grad():
+        for parameter in [*encoder.parameters(), *denoiser.parameters()]:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    stage1 = EncoderObjective(encoder, StageConfig(optim=optim, loss=LossConfig(level_weight=0.5)))
+    stage2 = DiffusionObjective(denoiser, encoder, DiffusionConfig(optim=optim, base="encoder", rollout=0.5))
+    for objective in (stage1, stage2):
+        assert terms_of(objective, batch)["pixel"].item() != terms_of(objective, other)["pixel"].item()
+    wanted = 0.5 * (encoder.level_head(batch.lr) - batch.level).square().mean()
+    assert terms_of(stage1, batch)["level"].item() == pytest.approx(wanted.item())
+    assert "level" not in terms_of(stage2, batch)
+    blind = EncoderObjective(LightEncoder(8, 1), StageConfig(optim=optim))
+    assert "level" not in terms_of(blind, batch)
+
+
+def test_a_level_can_be_added_to_trained_networks(photos, tmp_path):
+    """`start` from weights without the input: at first the same losses at every level."""
+    torch.manual_seed(0)
+    encoder, denoiser = LightEncoder(8, 1), LightDenoiser(8, 1, 8)
+    encoder.save_pretrained(tmp_path / "encoder"), denoiser.save_pretrained(tmp_path / "denoiser")
+    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True, degrade="real").batch(0, 0, 4)
+    configs = []
+    for level in (False, True):
+        config = tiny(photos, tmp_path / "run")
+        stages = {
+            "encoder": config.encoder.model_copy(update={"start": tmp_path / "encoder", "network": {"level": level}}),
+            "diffusion": config.diffusion.model_copy(update={"start": tmp_path, "network": {"level": level}}),
+        }
+        configs.append(config.model_copy(update=stages))
+    plain, levelled = (encoder_objective(config) for config in configs)
+    assert terms_of(plain, batch)["pixel"].item() == terms_of(levelled, batch)["pixel"].item()
+    assert levelled.network.takes_level
+    with pytest.raises(SamDiffSRError, match=r"encoder\.network\.level=true"):
+        diffusion_objective(configs[1], plain.network)
+    stage2 = [diffusion_objective(config, one.network) for config, one in zip(configs, (plain, levelled), strict=True)]
+    assert terms_of(stage2[0], batch)["pixel"].item() == terms_of(stage2[1], batch)["pixel"].item()
+    assert stage2[1].network.takes_level

@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samdiffsr.data.degrade import MARGIN_LR, draw, random_of
+from samdiffsr.data.degrade import degrade as degrade_crop
 from samdiffsr.data.shards import MEMBERS, Example, Shard, read_index, read_manifest, stem_of
-from samdiffsr.errors import ConfigError
+from samdiffsr.errors import ConfigError, choose
 from samdiffsr.resize import SCALE
 
+Degrade = Literal["none", "real"]
 OPEN_SHARDS = 256  # mapped at once; each holds a file descriptor, of which a process commonly has 1024
 
 
@@ -47,11 +51,22 @@ class JointCrop:
         Rows are flipped while they are copied, whole rows at once; the rest is a view of the copy. Copying mirrored pixels
         straight out of a large image takes five times as long.
         """
-        window = self.window(image, scale)
+        return self.turn(self.window(image, scale))
+
+    def turn(self, window: np.ndarray) -> np.ndarray:
+        """A copy of `window` in the crop's orientation."""
         out = np.array(window[::-1] if self.orientation & 2 else window, order="C")
         if self.orientation & 1:
             out = out[:, ::-1]
         return out.swapaxes(0, 1) if self.orientation & 4 else out
+
+    def with_margin(self, hr: np.ndarray, margin_lr: int) -> np.ndarray:
+        """`window` of an HR image and `margin_lr` LR pixels around it; beyond the image's border it is mirrored."""
+        corner = np.array([self.top_lr, self.left_lr])
+        wanted = SCALE * np.array([corner - margin_lr, corner + self.crop_lr + margin_lr])
+        (top, left), (bottom, right) = there = wanted.clip(0, hr.shape[:2])
+        before, after = np.abs(there - wanted).tolist()
+        return np.pad(hr[top:bottom, left:right], [*zip(before, after, strict=True), (0, 0)], "symmetric")
 
 
 Crop = tuple[JointCrop, Example]
@@ -60,11 +75,13 @@ Crop = tuple[JointCrop, Example]
 
 @dataclass(frozen=True)
 class Batch:
-    """hr (N, 3, H, W) and lr (N, 3, H / 4, W / 4) float32 in [-1, 1], structure (N, 1, H, W) float32."""
+    """hr (N, 3, H, W) and lr (N, 3, H / 4, W / 4) float32 in [-1, 1], structure (N, 1, H, W) float32, and level (N,) float32:
+    how degraded lr is, from 0 (the exact bicubic reduction of hr) to 1."""
 
     hr: Tensor
     lr: Tensor
     structure: Tensor
+    level: Tensor
 
 
 class PreparedImages(Sequence[Example]):
@@ -151,12 +168,23 @@ class PreparedPhotos:
         candidates: crops drawn for each example, of which the one with the most texture is kept; 1 is plain sampling.
         flips: use the 8 flips and rotations.
         crops_per_image: so many examples in a row come from one image.
+        degrade: "real" makes the LR crops anew, as `samdiffsr.data.degrade` says; HR and structure stay what they are.
 
     Raises:
         ConfigError: the folder is not a finished prepared folder, or no image is large enough.
     """
 
-    def __init__(self, folder: Path, *, crop_lr: int, candidates: int, flips: bool, crops_per_image: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        crop_lr: int,
+        candidates: int,
+        flips: bool,
+        crops_per_image: int = 1,
+        degrade: Degrade = "none",
+    ) -> None:
+        self._degrades = choose(degrade, {"none": False, "real": True}, "degrade")
         self.images = PreparedImages(folder)
         self.crop_lr, self.flips = crop_lr, flips
         sampling = {"crop_lr": crop_lr, "candidates": candidates, "crops_per_image": crops_per_image}
@@ -170,11 +198,28 @@ class PreparedPhotos:
     def crop(self, seed: int, index: int) -> Example:
         """Example number `index`: hr (H, W, 3) uint8, lr (H / 4, W / 4, 3) uint8, structure (H, W) float16."""
         ((crop, (hr, lr, structure)),) = self._drawn(seed, index, 1)
-        return crop.apply(hr, SCALE), crop.apply(lr, 1), crop.apply(structure, SCALE)
+        degraded = self._degraded(crop, hr, seed, index)
+        lr = crop.apply(lr, 1) if degraded is None else degraded[0]
+        return crop.apply(hr, SCALE), lr, crop.apply(structure, SCALE)
 
     def batch(self, seed: int, first: int, size: int) -> Batch:
         """Examples first .. first + size - 1."""
-        return collate(self._drawn(seed, first, size))
+        crops = self._drawn(seed, first, size)
+        batch = collate(crops)
+        for number, (crop, images) in enumerate(crops):
+            if (degraded := self._degraded(crop, images[0], seed, first + number)) is not None:
+                lr, batch.level[number] = degraded
+                place = batch.lr[number]
+                np.copyto(place.numpy(), lr.transpose(2, 0, 1))
+                place.sub_(127.5).mul_(1 / 127.5)
+        return batch
+
+    def _degraded(self, crop: JointCrop, hr: np.ndarray, seed: int, index: int) -> tuple[np.ndarray, float] | None:
+        """The LR crop (uint8) and its level; None if it is the exact bicubic reduction, which the folder holds."""
+        if not self._degrades or not draw(random_of(seed, index)).steps:
+            return None
+        lr, level = degrade_crop(crop.with_margin(hr, MARGIN_LR), seed, index)
+        return crop.turn(lr), level
 
     def _drawn(self, seed: int, first: int, size: int) -> list[Crop]:
         """The crop and the image of each example."""
@@ -208,7 +253,7 @@ def texture(lr: np.ndarray) -> int:
 
 
 def collate(crops: Sequence[Crop]) -> Batch:
-    """Cut the crops out of their images."""
+    """Cut the crops out of their images; the level is 0."""
     lr = torch.empty(len(crops), 3, crops[0][0].crop_lr, crops[0][0].crop_lr)
     hr = torch.empty(len(crops), 3, SCALE * lr.shape[2], SCALE * lr.shape[3])
     structure = torch.empty(len(crops), 1, *hr.shape[2:])
@@ -220,4 +265,4 @@ def collate(crops: Sequence[Crop]) -> Batch:
         # torch turns float16 to float32 forty times faster than numpy does
         encoded.copy_(torch.from_numpy(np.ascontiguousarray(crop.apply(images[2], SCALE))))
     lr.sub_(127.5).mul_(1 / 127.5)
-    return Batch(hr, lr, structure)
+    return Batch(hr, lr, structure, torch.zeros(len(crops)))

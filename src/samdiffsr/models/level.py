@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTH = 32
+GAIN = 4.0  # noise of a few grey levels is a hundredth of the range of pixels
 
 
 class LevelEmbedding(nn.Module):
@@ -54,6 +55,13 @@ class LevelHead(nn.Module):
             nn.Conv2d(WIDTH, 2 * WIDTH, 3),
             nn.ReLU(),
         )
+        for layer in self.look[::2]:
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        with (
+            torch.no_grad()
+        ):  # a start from differences of pixels: with torch's own, 700 updates learn nothing (measured)
+            self.look[0].weight.sub_(self.look[0].weight.mean(dim=(2, 3), keepdim=True))
         self.wide, self.out = nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 1)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -74,4 +82,4 @@ class LevelHead(nn.Module):
 
     def _means(self, lr: Tensor) -> Tensor:
         bottom, right = (max(0, self.LEAST - side) for side in lr.shape[2:])
-        return self.look(F.pad(lr, (0, right, 0, bottom), mode="replicate")).mean(dim=(2, 3))
+        return self.look(GAIN * F.pad(lr, (0, right, 0, bottom), mode="replicate")).mean(dim=(2, 3))

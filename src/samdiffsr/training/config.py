@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
+from samdiffsr.data.dataset import Degrade
 from samdiffsr.diffusion.process import Shift, Target
 from samdiffsr.errors import ConfigError
 from samdiffsr.structure import Encoding, MeanOver, Overlap
@@ -28,6 +29,9 @@ class DataConfig(_Frozen):
     candidates: int = Field(2, ge=1, description="crops drawn per example; the one with most texture is kept")
     crops_per_image: int = Field(1, ge=1, description="examples in a row that come from one image")
     flips: bool = Field(True, description="use the 8 flips and rotations")
+    degrade: Degrade = Field(
+        "none", description="real: blur, noise and JPEG in two thirds of the inputs, see docs/training.md"
+    )
     workers: int = Field(1, ge=0, description="threads that prepare batches ahead; 0: none, in the loop itself")
 
 
@@ -69,6 +73,9 @@ class LossConfig(_Frozen):
     pixel: Literal["l1", "l2"] = "l1"
     features_weight: float = Field(0.0, ge=0)
     features_file: Path | None = Field(None, description="weights of a VGG16, see docs/training.md")
+    level_weight: float = Field(
+        0.1, gt=0, description="of the squared error of the estimated level, for an encoder that takes the level"
+    )
     adversarial_weight: float = Field(0.0, ge=0)
     adversarial: Literal["softplus", "hinge", "relativistic"] = Field(
         "softplus", description="form of the adversarial loss"

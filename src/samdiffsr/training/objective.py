@@ -47,6 +47,7 @@ class Objective(nn.Module, ABC):
     def __init__(self, loss: LossConfig) -> None:
         super().__init__()
         self.pixel_loss, self.features_weight = PIXEL_LOSSES[loss.pixel], loss.features_weight
+        self.level_weight = loss.level_weight
         self.has_discriminator = loss.adversarial_weight > 0
         self.feature_loss = FeatureLoss(loss.features_file) if loss.features_file else None
 
@@ -84,9 +85,12 @@ class EncoderObjective(Objective):
 
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """To a discriminator the base is MATLAB bicubic."""
-        estimate = self.network(batch.lr).float()
+        estimate = self.network(batch.lr, **level_for(self.network, batch.level)).float()
         base = imresize_tensor(batch.lr, SCALE) if self.has_discriminator else None
         terms = {"pixel": self.pixel_loss(estimate, batch.hr)}
+        if takes_level(self.network):
+            found = self.network.level_head(batch.lr).float()  # pyright: ignore[reportCallIssue]
+            terms["level"] = self.level_weight * F.mse_loss(found, batch.level)
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
 
@@ -121,13 +125,14 @@ class DiffusionObjective(Objective):
         """Gradients reach the encoder, if it learns, through its features; the base is never part of the graph."""
         scale, t = self.config.residual_scale, draws["t"]
         with nullcontext() if "encoder" in self.trained else torch.no_grad():
-            features, image = self.encoder.encode(batch.lr, with_image=self.config.base == "encoder")  # pyright: ignore
+            given = {"with_image": self.config.base == "encoder"} | level_for(self.encoder, batch.level)
+            features, image = self.encoder.encode(batch.lr, **given)  # pyright: ignore[reportCallIssue]
         base = imresize_tensor(batch.lr, SCALE) if image is None else image.detach().float()
         x_0 = (scale * (batch.hr - base)).clamp(-1, 1)
-        start = self._rollout(x_0, features, batch.structure, draws) if len(draws["rolled"]) else x_0
+        start = self._rollout(x_0, features, batch, draws) if len(draws["rolled"]) else x_0
         noise = normal(draws["noise"], x_0.shape, x_0.device)
         x_t = self.process.add_noise(start, noise, t, batch.structure)
-        prediction = self.network(x_t, t, features).float()
+        prediction = self.network(x_t, t, features, **level_for(self.network, batch.level)).float()
         target = self.process.training_target(noise, t, batch.structure, x_0=x_0)
         terms = {"pixel": self.pixel_loss(prediction, target)}
         if not self.has_discriminator and self.feature_loss is None:
@@ -136,16 +141,27 @@ class DiffusionObjective(Objective):
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
     @torch.no_grad()
-    def _rollout(self, x_0: Tensor, features: Tensor, structure: Tensor, draws: dict[str, Any]) -> Tensor:
+    def _rollout(self, x_0: Tensor, features: Tensor, batch: Batch, draws: dict[str, Any]) -> Tensor:
         """x_0 for some examples, the network's own estimate from t = T for the others: what few-step sampling will see."""
         chosen = draws["rolled"]
         noise = normal(draws["rollout_noise"], x_0.shape, x_0.device)
         last = torch.full_like(chosen, self.config.timesteps - 1)
-        x_t = self.process.add_noise(x_0[chosen], noise, last, structure[chosen])
-        prediction = self.network(x_t, last, features[chosen]).float()
+        x_t = self.process.add_noise(x_0[chosen], noise, last, batch.structure[chosen])
+        level = level_for(self.network, batch.level[chosen])
+        prediction = self.network(x_t, last, features[chosen], **level).float()
         start = x_0.clone()
         start[chosen] = self.process.predict_x0(x_t, prediction, last).clamp(-1, 1)
         return start
+
+
+def takes_level(network: nn.Module) -> bool:
+    """Whether the network looks at the level of degradation."""
+    return bool(getattr(network, "takes_level", False))
+
+
+def level_for(network: nn.Module, level: Tensor) -> dict[str, Tensor]:
+    """`level` as an argument of the network, if it takes one."""
+    return {"level": level} if takes_level(network) else {}
 
 
 def uniform(words: np.ndarray) -> np.ndarray:

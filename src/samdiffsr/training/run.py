@@ -18,7 +18,7 @@ from samdiffsr.files import whole_folder
 from samdiffsr.models.encoder import RRDBEncoder
 from samdiffsr.models.light import LightDenoiser, LightEncoder
 from samdiffsr.models.unet import ConditionalUNet
-from samdiffsr.models.weights import load_network
+from samdiffsr.models.weights import load_network, with_level
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.sampling.schedulers import named_scheduler
 from samdiffsr.training import loop
@@ -27,7 +27,7 @@ from samdiffsr.training.batches import Batches
 from samdiffsr.training.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
 from samdiffsr.training.config import METADATA, DiffusionConfig, StageConfig, TrainConfig
 from samdiffsr.training.log import Log, OnUpdate
-from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, Objective
+from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, Objective, takes_level
 from samdiffsr.training.state import TrainState
 from samdiffsr.training.validation import Upscale, Validation
 
@@ -153,7 +153,7 @@ def encoder_objective(config: TrainConfig) -> EncoderObjective:
         return EncoderObjective(build(kind, stage, config.seed), stage)
     if not _is_network(stage.start):
         raise CheckpointError(f"encoder.start is {stage.start}, but there is no encoder in that folder.")
-    return EncoderObjective(load_network(kind, stage.start), stage)
+    return EncoderObjective(_started(kind, stage.start, stage, config.seed), stage)
 
 
 def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionObjective:
@@ -162,7 +162,7 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionObj
     if stage.start is None:
         network = build(kind, stage, config.seed)
     elif _is_network(stage.start / "denoiser"):
-        network = load_network(kind, stage.start / "denoiser")
+        network = _started(kind, stage.start / "denoiser", stage, config.seed)
     else:
         raise CheckpointError(f"diffusion.start is {stage.start}, but there is no denoiser in that folder.")
     channels = network.config["feature_channels"]  # pyright: ignore[reportIndexIssue, reportArgumentType]
@@ -170,7 +170,21 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionObj
         raise ConfigError(
             f"diffusion.network.feature_channels is {channels}, but the encoder has {encoder.feature_channels}."
         )
+    if takes_level(network) and not takes_level(encoder):
+        raise ConfigError(
+            "diffusion.network.level is true, but the encoder does not take a level: train it with encoder.network.level=true."
+        )
     return DiffusionObjective(network, encoder, stage)
+
+
+def _started(kind: type[nn.Module], folder: Path, stage: StageConfig, seed: int) -> nn.Module:
+    """The network in `folder`; if the configuration wants a level of one that takes none, the input is added."""
+    network = load_network(kind, folder)
+    if not stage.network.get("level") or takes_level(network):
+        return network
+    if not hasattr(network, "takes_level"):
+        raise ConfigError(f"network.level is true, but {kind.__name__} cannot take a level.")
+    return with_level(network, seed)
 
 
 def build(network: type[nn.Module], stage: StageConfig, seed: int) -> nn.Module:
@@ -201,6 +215,7 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
         candidates=data.candidates,
         flips=data.flips,
         crops_per_image=data.crops_per_image,
+        degrade=data.degrade,
     )
     made_with = photos.images.structure
     if isinstance(stage, DiffusionConfig) and made_with is not None:  # of ready maps it is not known
