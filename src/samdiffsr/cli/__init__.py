@@ -15,14 +15,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from samdiffsr import __version__
-from samdiffsr.cli import convert, doctor, evaluate, export, masks, prepare, train, upscale
+from samdiffsr.cli import convert, doctor, evaluate, export, masks, prepare, serve, train, upscale
 from samdiffsr.errors import SamDiffSRError
 
-VERBS = (upscale, masks, prepare, train, evaluate, convert, export, doctor)
+VERBS = (upscale, serve, masks, prepare, train, evaluate, convert, export, doctor)
 """In the order of `--help`."""
 
 EXTRAS = {
     "accelerate": "train",
+    "fastapi": "web",
+    "python_multipart": "web",
+    "uvicorn": "web",
     "pycocotools": "train",
     "pyarrow": "ray",
     "pydantic": "train",

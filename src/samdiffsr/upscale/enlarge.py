@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samdiffsr.errors import ImageError
+from samdiffsr.errors import TooLargeError
 from samdiffsr.images import MAX_PIXELS, Picture, to_8_bit, to_16_bit
 from samdiffsr.resize import SCALE, imresize
 from samdiffsr.upscale.settings import Settings
@@ -39,7 +39,7 @@ def enlarge(
         on_progress: called with the part done, 0 to 1, after each step.
 
     Raises:
-        ImageError: a size that does not suit the picture, too many pixels, or too little memory.
+        ImageError: a size that does not suit the picture; TooLargeError: too many pixels or too little memory.
         ConfigError: steps that the model's scheduler cannot do.
     """
     height, width = picture.rgb.shape[:2]
@@ -63,16 +63,16 @@ def enlarge(
         if not is_out_of_memory(error):
             raise
         device = "memory" if str(pipe.device) == "cpu" else f"memory of {pipe.device}"
-        raise ImageError(f"Not enough {device} to upscale {width}x{height} pixels; use a smaller image.") from error
+        raise TooLargeError(f"Not enough {device} to upscale {width}x{height} pixels; use a smaller image.") from error
 
 
 def check_size(height: int, width: int, output_size: OutputSize, max_pixels: int) -> tuple[int, int]:
-    """Height and width of the result; ImageError if it, or what the network makes on the way, is too large."""
+    """Height and width of the result; TooLargeError if it, or what the network makes on the way, is too large."""
     size = output_size.of(height, width)
     times = SCALE ** passes(height, width, size)
     if height * width * times**2 > SCALE**2 * max_pixels:
         made, limit = f"{width * times}x{height * times}", f"16 times the limit of {max_pixels}"
-        raise ImageError(
+        raise TooLargeError(
             f"Enlarging {width}x{height} pixels to {size[1]}x{size[0]} goes through {made}, above {limit}; "
             "ask for less or raise it with --max-pixels."
         )

@@ -88,7 +88,7 @@ def plan(
         jobs = [Job(sources[0].path, output, True)]
     else:
         jobs = [
-            Job(source.path, uris.join(output, source.folder, _name(source.path, suffix, wanted)), bool(wanted))
+            Job(source.path, uris.join(output, source.folder, result_name(source.path, suffix, wanted)), bool(wanted))
             for source in sources
         ]
     found = {source.path for source in sources if not source.named}
@@ -98,7 +98,8 @@ def plan(
     return jobs
 
 
-def _name(source: str, suffix: str, wanted: str) -> str:
+def result_name(source: str, suffix: str, wanted: str) -> str:
+    """The name of what a file becomes: `wanted` is an extension, or "" for its own where that can be written."""
     stem, extension = os.path.splitext(uris.name_of(source))
     return stem + suffix + (wanted or (extension if extension.lower() in WRITABLE else ".png"))
 
