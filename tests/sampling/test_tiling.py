@@ -93,7 +93,9 @@ def reach(output, size_in, size_out, at):
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_an_encoder_sees_as_far_as_it_says(blocks, offset):
-    for encoder in (LightEncoder(width=4, blocks=blocks), RRDBEncoder(channels=4, blocks=blocks + 1, growth=4)):
+    deep = LightEncoder(width=4, blocks=blocks, convs=4, activation="silu")
+    paper = RRDBEncoder(channels=4, blocks=blocks + 1, growth=4)
+    for encoder in (LightEncoder(width=4, blocks=blocks), deep, paper):
         size = 2 * encoder.halo_lr + 5
         at = size // 2 + offset
         lr = torch.zeros(1, 3, size, size)
@@ -105,10 +107,11 @@ def test_an_encoder_sees_as_far_as_it_says(blocks, offset):
 
 
 @pytest.mark.parametrize("offset", range(8))
-@pytest.mark.parametrize("levels", [0, 1, 2, 3])
-def test_a_denoiser_sees_as_far_as_it_says(levels, offset):
-    """`levels` of the paper's U-Net, 0 for the light network; `offset` of the poison against the coarsest grid."""
-    light = LightDenoiser(width=4, blocks=2, feature_channels=4)
+@pytest.mark.parametrize(("levels", "convs"), [(0, 2), (0, 4), (1, 2), (2, 2), (3, 2)])
+def test_a_denoiser_sees_as_far_as_it_says(levels, convs, offset):
+    """`levels` of the paper's U-Net, 0 for the light network with blocks of `convs` convolutions; `offset` of the poison
+    against the coarsest grid."""
+    light = LightDenoiser(width=4, blocks=2, feature_channels=4, convs=convs)
     denoiser = ConditionalUNet(dim=4, multipliers=(1,) * levels, feature_channels=4) if levels else light
     size = -(-(2 * denoiser.halo_lr + 9) // 8) * 8
     at = SCALE * (size // 2) + offset

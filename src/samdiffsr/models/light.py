@@ -16,10 +16,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from samdiffsr.errors import ConfigError
+from samdiffsr.errors import ConfigError, choose
 from samdiffsr.models.blocks import embed_time
 from samdiffsr.models.level import WIDTH, LevelEmbedding, LevelHead
 from samdiffsr.resize import SCALE, imresize_tensor
+
+ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 
 
 def conv(in_channels: int, out_channels: int, *, gain: float = 1.0) -> nn.Conv2d:
@@ -39,15 +41,28 @@ def _check(**sizes: int) -> None:
 
 
 class LightBlock(nn.Module):
-    """x + conv(relu(film(conv(x)))), where the embedding of the time or of the level scales and shifts each channel.
+    """x + conv(f(... conv(f(film(conv(x)))))), where the embedding of the time or of the level scales and shifts each channel.
 
-    Without `bias` an embedding of zeros changes nothing.
+    Args:
+        convs: convolutions, from 2; their names are conv1, conv2, ...
+        activation: f, "relu" or "silu".
+        bias: False lets an embedding of zeros change nothing.
+
+    Raises:
+        ConfigError: fewer convolutions, another activation.
     """
 
-    def __init__(self, width: int, time_width: int = 0, *, bias: bool = True) -> None:
+    def __init__(
+        self, width: int, time_width: int = 0, *, convs: int = 2, activation: str = "relu", bias: bool = True
+    ) -> None:
         super().__init__()
+        if not isinstance(convs, int) or convs < 2:
+            raise ConfigError(f"convs is {convs!r}, but must be a whole number from 2.")
+        self.activate = choose(activation, ACTIVATIONS, "activation")
         self.conv1 = conv(width, width)
-        self.conv2 = conv(width, width, gain=0.1)
+        self.following = tuple(f"conv{number}" for number in range(2, convs + 1))
+        for name in self.following:
+            self.add_module(name, conv(width, width, gain=0.1 if name == self.following[-1] else 1.0))
         self.film = nn.Linear(time_width, 2 * width, bias=bias) if time_width else None
         if self.film is not None:
             for parameter in self.film.parameters():
@@ -65,7 +80,9 @@ class LightBlock(nn.Module):
             weight = self.conv1.weight * (1 + scale)[:, None, None, None]
             bias = torch.addcmul(shift, cast(Tensor, self.conv1.bias), 1 + scale)
             hidden = F.conv2d(x, weight, bias, padding=1)
-        return self.conv2(hidden.relu_()).add_(x)  # in place: on a CPU a fresh 8 MB costs more than the sum
+        for name in self.following:
+            hidden = getattr(self, name)(self.activate(hidden, inplace=True))
+        return hidden.add_(x)  # in place: on a CPU a fresh 8 MB costs more than the sum
 
 
 class LightEncoder(ModelMixin, ConfigMixin):
@@ -75,17 +92,22 @@ class LightEncoder(ModelMixin, ConfigMixin):
         width: channels of the trunk and of the features.
         blocks: residual blocks.
         level: take the level of degradation as an input, and estimate it (`estimate_level`).
+        convs: convolutions of each block, from 2.
+        activation: between them, "relu" or "silu".
     """
 
     __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
 
     @register_to_config
-    def __init__(self, width: int = 128, blocks: int = 8, level: bool = False) -> None:
+    def __init__(
+        self, width: int = 128, blocks: int = 8, level: bool = False, convs: int = 2, activation: str = "relu"
+    ) -> None:
         super().__init__()
         _check(width=width, blocks=blocks)
         self.conv_in = conv(3, width)
         film = {"time_width": WIDTH, "bias": False} if level else {}
-        self.trunk = nn.ModuleList(LightBlock(width, **film) for _ in range(blocks))
+        self.trunk = nn.ModuleList(LightBlock(width, convs=convs, activation=activation, **film) for _ in range(blocks))
+        self._trunk_halo = convs * blocks
         self.conv_out = conv(width, width, gain=0.1)
         self.head = conv(width, 3 * SCALE**2, gain=0.1)
         self.level_embedding = LevelEmbedding(WIDTH) if level else None
@@ -104,7 +126,7 @@ class LightEncoder(ModelMixin, ConfigMixin):
     @property
     def halo_lr(self) -> int:
         """Nothing `encode` returns depends on LR pixels further away than this."""
-        return 3 + 2 * len(self.trunk)
+        return 3 + self._trunk_halo
 
     def floats_per_lr_pixel(self, *, with_image: bool) -> int:
         """About what `encode` holds at once."""
@@ -161,18 +183,31 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         blocks: residual blocks.
         feature_channels: channels of the encoder's features.
         level: take the level of degradation as an input.
+        convs: convolutions of each block, from 2; the time acts after the first.
+        activation: between them, "relu" or "silu".
     """
 
     __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
 
     @register_to_config
-    def __init__(self, width: int = 128, blocks: int = 8, feature_channels: int = 128, level: bool = False) -> None:
+    def __init__(
+        self,
+        width: int = 128,
+        blocks: int = 8,
+        feature_channels: int = 128,
+        level: bool = False,
+        convs: int = 2,
+        activation: str = "relu",
+    ) -> None:
         super().__init__()
         _check(width=width, blocks=blocks, feature_channels=feature_channels)
         self.time = TimeEmbedding(width)
         self.conv_in = conv(3 * SCALE**2, width)
         self.conv_features = conv(feature_channels, width)
-        self.trunk = nn.ModuleList(LightBlock(width, time_width=width) for _ in range(blocks))
+        self.trunk = nn.ModuleList(
+            LightBlock(width, time_width=width, convs=convs, activation=activation) for _ in range(blocks)
+        )
+        self._trunk_halo = convs * blocks
         self.head = conv(width, 3 * SCALE**2, gain=0.1)
         self.level_embedding = LevelEmbedding(width, zero=True) if level else None
 
@@ -194,7 +229,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
     @property
     def halo_lr(self) -> int:
         """A prediction depends on no input further away than this, in LR pixels."""
-        return 2 + 2 * len(self.trunk)
+        return 2 + self._trunk_halo
 
     @property
     def condition_scale(self) -> int:

@@ -1,0 +1,80 @@
+"""The light networks: blocks of any number of convolutions, against their formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError
+from samdiffsr.models.blocks import embed_time
+from samdiffsr.resize import imresize_tensor
+
+
+def disturbed(network):
+    """Weights as after training: none of them zero."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network.eval()
+
+
+def by_hand(state, name, x):
+    return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
+
+@pytest.mark.parametrize(("convs", "activation"), [(2, "relu"), (4, "silu"), (3, "silu")])
+def test_the_encoder_is_its_formula(convs, activation):
+    encoder = disturbed(LightEncoder(width=6, blocks=2, convs=convs, activation=activation))
+    state, f = encoder.state_dict(), {"relu": torch.relu, "silu": lambda x: x * torch.sigmoid(x)}[activation]
+    lr = torch.rand(2, 3, 7, 9) * 2 - 1
+    first = x = by_hand(state, "conv_in", lr)
+    for block in range(2):
+        hidden = by_hand(state, f"trunk.{block}.conv1", x)
+        for number in range(2, convs + 1):
+            hidden = by_hand(state, f"trunk.{block}.conv{number}", f(hidden))
+        x = x + hidden
+    features = by_hand(state, "conv_out", x) + first
+    image = (imresize_tensor(lr, 4) + F.pixel_shuffle(by_hand(state, "head", features), 4)).clamp(-1, 1)
+    with torch.no_grad():
+        found = encoder.encode(lr, with_image=True)
+    torch.testing.assert_close(found[0], features, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1], image, atol=1e-5, rtol=1e-5)
+    assert len(state) == 2 * (2 * convs + 3)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_the_denoiser_is_its_formula(images):
+    """The time scales and shifts each channel after the first convolution of a block, whether one image comes or several."""
+    denoiser = disturbed(LightDenoiser(width=6, blocks=2, feature_channels=5, convs=4, activation="silu"))
+    state = denoiser.state_dict()
+    x_t, features, t = torch.randn(images, 3, 20, 12), torch.randn(images, 5, 5, 3), torch.tensor([3, 70][:images])
+    time = F.silu(F.linear(embed_time(t, 64), state["time.mlp.0.weight"], state["time.mlp.0.bias"]))
+    time = F.silu(F.linear(time, state["time.mlp.2.weight"], state["time.mlp.2.bias"]))
+    x = by_hand(state, "conv_in", F.pixel_unshuffle(x_t, 4)) + by_hand(state, "conv_features", features)
+    for block in (f"trunk.{number}" for number in range(2)):
+        film = F.linear(time, state[f"{block}.film.weight"], state[f"{block}.film.bias"])[:, :, None, None]
+        hidden = by_hand(state, f"{block}.conv1", x) * (1 + film[:, :6]) + film[:, 6:]
+        for number in (2, 3, 4):
+            hidden = by_hand(state, f"{block}.conv{number}", F.silu(hidden))
+        x = x + hidden
+    with torch.no_grad():
+        found = denoiser(x_t, t, features)
+    torch.testing.assert_close(found, F.pixel_shuffle(by_hand(state, "head", x), 4), atol=1e-5, rtol=1e-5)
+
+
+def test_every_convolution_learns():
+    """The activations work in place, which must not change a gradient."""
+    encoder = disturbed(LightEncoder(width=4, blocks=1, convs=4, activation="silu")).double()
+    lr = torch.rand(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: encoder.encode(x)[0], lr)
+    encoder.encode(lr)[0].square().sum().backward()
+    assert all(p.grad.any() for name, p in encoder.named_parameters() if not name.startswith("head"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"convs": 1}, "convs is 1"), ({"convs": 2.5}, "2.5"), ({"activation": "elu"}, "'silu'")]
+)
+def test_impossible_blocks_are_refused(options, message):
+    for network in (LightEncoder, LightDenoiser):
+        with pytest.raises(SamDiffSRError, match=message):
+            network(width=4, blocks=1, **options)
