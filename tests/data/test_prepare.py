@@ -1,6 +1,5 @@
 """Preparation: what is written, how it goes on after a kill, and what becomes of bad files and full disks."""
 
-import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -30,7 +29,7 @@ from samdiffsr.cli import prepare as cli
 from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
 from samdiffsr.data.example import PrepareOptions
 from samdiffsr.data.prepare import IMAGES_PER_SHARD, cut, plan_shards, prepare_shard
-from samdiffsr.data.shards import key_of, stem_of, whole_file
+from samdiffsr.data.shards import key_of, stem_of
 from samdiffsr.masks.rle import region_pixels
 from samdiffsr.workers import in_processes
 from support import prepare, write_masks
@@ -199,19 +198,6 @@ def test_a_damaged_index_is_written_again(photos, damaged):
     index.write_text(json.dumps(whole | damaged if damaged else damaged))
     prepare(photos)
     assert contents(photos / "out") == before
-
-
-def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
-    path = tmp_path / "a"
-    with whole_file(path) as file:
-        file.write(b"abc")
-        number = os.fstat(file.fileno()).st_ino
-        assert not path.exists()
-    assert (path.read_bytes(), path.stat().st_ino) == (b"abc", number)  # renamed, not copied
-    with contextlib.suppress(KeyboardInterrupt), whole_file(path) as file:
-        file.write(b"x")
-        raise KeyboardInterrupt
-    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("a", b"abc")]
 
 
 def test_a_shard_without_its_index_or_cut_short_is_made_again(photos):

@@ -223,7 +223,7 @@ def test_workers_end_with_their_killed_parent(tmp_path):
 def test_leftovers_are_removed_when_they_are_old(photos, tmp_path):
     out = tmp_path / "m"
     mask_folder(photos, out, RECIPE)
-    old, fresh = out / ".samdiffsr-0.tmp", out / ".samdiffsr-1.tmp"
+    old, fresh = (out / f".samdiffsr-{digit * 16}.tmp" for digit in "01")
     for file in (old, fresh):
         file.write_bytes(b"half")
     os.utime(old, (0, 0))
@@ -374,12 +374,12 @@ def test_a_run_without_a_mask_does_not_lock_the_folder(photos, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_stops_the_run(photos, tmp_path, command, monkeypatch):
-    import samdiffsr.images.writing
+    import samdiffsr.files
 
     def full(path, mode):
         return open("/dev/full", "wb")
 
-    monkeypatch.setattr(samdiffsr.images.writing, "open", full, raising=False)
+    monkeypatch.setattr(samdiffsr.files, "open", full, raising=False)
     out = tmp_path / "m"
     out.mkdir()
     code, _, error = command("-i", photos, "-o", out, "--segmenter", "felzenszwalb")

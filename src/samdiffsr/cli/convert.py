@@ -29,9 +29,6 @@ def convert(checkpoint: Checkpoint, output: Output, released_preprocessing: Rele
     if output.exists():
         raise ConfigError(f"output {output} exists already; name a new folder.")
     pipe = load_released(checkpoint, released_preprocessing=released_preprocessing)
-    try:
-        with whole_folder(output) as fresh:
-            pipe.save_pretrained(fresh)
-    except OSError as error:
-        raise ConfigError(f"output {output} cannot be written: {error.strerror or error}.") from None
+    with whole_folder(output, error=ConfigError) as fresh:
+        pipe.save_pretrained(fresh)
     typer.echo(f"{output}")

@@ -9,7 +9,6 @@ Model = Annotated[
     str, typer.Option("-m", "--model", metavar="NAME", help="'default', a pipeline folder, or a released .ckpt file.")
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to make.")]
-Format = Annotated[str, typer.Option(metavar="NAME", help="onnx.")]
 Scheduler = Annotated[
     str | None, typer.Option(metavar="NAME", help="lcm, ddim or ddpm.  [default: as the model was saved]")
 ]
@@ -24,7 +23,6 @@ def register(app: typer.Typer) -> None:
 def export(
     output: Output,
     model: Model = "default",
-    format: Format = "onnx",
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -39,5 +37,5 @@ def export(
     pipe = load_model(model, "cpu")
     if scheduler is not None:
         use_scheduler(pipe, scheduler)
-    write(pipe, output, format=format, overwrite=overwrite)
+    write(pipe, output, overwrite=overwrite)
     typer.echo(f"{output}")

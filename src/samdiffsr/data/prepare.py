@@ -17,8 +17,9 @@ from typing import BinaryIO
 
 from samdiffsr.data import SCHEMA
 from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
-from samdiffsr.data.shards import TEMPORARY, ShardWriter, read_manifest, whole_file, write_json
+from samdiffsr.data.shards import ShardWriter, read_manifest
 from samdiffsr.errors import ConfigError, SamDiffSRError, choose
+from samdiffsr.files import sweep, whole_file, write_json
 from samdiffsr.images import is_picture_name
 from samdiffsr.resize import SCALE
 from samdiffsr.workers import in_processes
@@ -141,7 +142,7 @@ def prepare_shard(plan: ShardPlan) -> ShardReport:
         except _BadFiles as bad:
             return ShardReport(plan.name, len(plan.names), problems=bad.args)
         content = {"tools": tools(), "bytes": tar.stat().st_size, "images": images}
-        write_json(index, content)
+        write_json(content, index)
     images = content["images"]
     entry = {
         "name": plan.name,
@@ -294,15 +295,14 @@ def _conclude(output: Path, head: dict, reports: list[ShardReport]) -> PreparedF
         raise SamDiffSRError(f"{len(problems)} files cannot be used: mend or remove them and start again.\n{told}")
     entries = [report.entry for report in reports if report.entry]
     names = {f"{entry['name']}{suffix}" for entry in entries for suffix in (".tar", ".json")}
+    sweep(output, idle_seconds=0)  # this run has finished its files, so these are of a run that was killed
     strangers = 0
     for path in output.iterdir():
-        if path.name.startswith(TEMPORARY):  # of a run that was killed
-            path.unlink(missing_ok=True)
         strangers += path.name.startswith("shard-") and path.suffix == ".tar" and path.name not in names
     made_with = sorted({json.dumps(report.tools) for report in reports})
     counts = {
         key: sum(entry[key] for entry in entries) for key in ("images", "without_masks", "resized_masks", "bytes")
     }
     tools = {"tools": [json.loads(found) for found in made_with]}
-    write_json(output / "manifest.json", head | tools | counts | {"shards": entries}, indent=1)
+    write_json(head | tools | counts | {"shards": entries}, output / "manifest.json", indent=1)
     return PreparedFolder(shards=len(entries), strangers=strangers, **counts)

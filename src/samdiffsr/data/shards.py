@@ -7,29 +7,22 @@ multiples of 4. Readers of such tars split a name at its first dot, so a key has
 Bytes depend on the content alone: no time, owner or machine is in them.
 """
 
-import contextlib
-import errno
 import hashlib
 import io
 import json
-import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from samdiffsr.data import SCHEMA
-from samdiffsr.errors import ConfigError, SamDiffSRError
-from samdiffsr.images import temporary_name
+from samdiffsr.errors import ConfigError
 from samdiffsr.resize import SCALE
 
 MEMBERS = {"hr": np.dtype("u1"), "lr": np.dtype("u1"), "structure": np.dtype("<f2")}
 """Part -> dtype of its array, in the order of a shard."""
-
-TEMPORARY = ".samdiffsr-"
-"""What the names of unfinished files begin with."""
 
 Example = tuple[np.ndarray, np.ndarray, np.ndarray]
 """hr, lr and structure of one image."""
@@ -73,36 +66,6 @@ class ShardWriter:
     def close(self) -> None:
         """Write the end of the archive; the file itself stays open."""
         self._tar.close()
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under `path` whole or not at all.
-
-    Raises:
-        SamDiffSRError: the file cannot be written: full disk, no permission.
-    """
-    temporary = path.with_name(temporary_name())
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        advice = (
-            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another folder"
-        )
-        raise SamDiffSRError(
-            f"{path} cannot be written ({error.strerror or error}): {advice} and start again."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object, *, indent: int | None = None) -> None:
-    """Write `value` whole or not at all."""
-    content = (json.dumps(value, indent=indent) + "\n").encode()
-    with whole_file(path) as file:
-        file.write(content)
 
 
 class Shard:

@@ -21,6 +21,7 @@ from samdiffsr.evaluation.benchmark import PerceptualMetrics, Result, Score, mea
 from samdiffsr.evaluation.fid import FEW
 from samdiffsr.evaluation.methods import Method
 from samdiffsr.evaluation.metrics import METRICS
+from samdiffsr.files import write_whole
 
 FORMAT = 1
 NAMES = ("report.json", "report.md", "report.html")
@@ -291,13 +292,7 @@ def write_reports(found: Document, page: str, folder: Path) -> list[Path]:
     files = []
     for name, text in zip(NAMES, (to_json(found), to_markdown(found), page), strict=True):
         file = folder / name
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            # what is no UTF-8 in a file's name becomes \udcXX, in JSON the escape of just that
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-            os.replace(temporary, file)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise ConfigError(f"'{file}' cannot be written: {error.strerror}.") from None
+        # bytes of a file's name that are not UTF-8 become \udcXX, in JSON the escape of exactly that
+        write_whole(text.encode(errors="backslashreplace"), file, error=ConfigError)
         files.append(file)
     return files

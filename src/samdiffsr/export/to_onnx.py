@@ -5,7 +5,6 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from torch.export import Dim
 from samdiffsr import __version__
 from samdiffsr.errors import ConfigError, choose
 from samdiffsr.export import run_onnx
+from samdiffsr.files import whole_folder
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.resize import SCALE
 
@@ -61,7 +61,7 @@ class _Graph:
         return {name: self.examples[number][name] for name in self.inputs}
 
 
-def export_onnx(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = False) -> None:
+def export(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = False) -> None:
     """Write encoder.onnx, denoiser.onnx, config.json and run_onnx.py into `folder`.
 
     Batch, height and width are free. Each file was read back, checked, and repeated its network's output to within
@@ -72,7 +72,7 @@ def export_onnx(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = Fals
 
     Args:
         pipe: is not changed; float32 is exported whatever its dtype.
-        folder: is made; its parent must exist.
+        folder: is made, and the folders above it.
         overwrite: put the files into a folder that exists.
 
     Raises:
@@ -83,10 +83,8 @@ def export_onnx(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = Fals
         raise ConfigError(
             f"output {folder} exists already; name a new folder, or use --overwrite to replace its files."
         )
-    config, folder = describe(pipe), folder.resolve()  # "." has no name to make a temporary one of
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        fresh.mkdir()
+    config = describe(pipe)
+    with whole_folder(folder, add=overwrite, error=ConfigError) as fresh:
         for graph in _graphs(pipe):
             content = _trace(graph)
             _compare(graph, content)
@@ -94,23 +92,6 @@ def export_onnx(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = Fals
             config["sha256"][graph.name] = hashlib.sha256(content).hexdigest()
         (fresh / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         shutil.copyfile(run_onnx.__file__, fresh / RUNNER)
-        if folder.exists():
-            for file in sorted(fresh.iterdir()):
-                os.replace(file, folder / file.name)
-        else:
-            os.replace(fresh, folder)
-    except OSError as error:
-        raise ConfigError(f"output {folder} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-FORMATS = {"onnx": export_onnx}
-
-
-def export(pipe: SamDiffSRPipeline, folder: Path, *, format: str = "onnx", overwrite: bool = False) -> None:
-    """Write `pipe` in another format; see `export_onnx`."""
-    choose(format, FORMATS, "format")(pipe, folder, overwrite=overwrite)
 
 
 def describe(pipe: SamDiffSRPipeline) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from samdiffsr.images.formats import ALPHA, READABLE, SIXTEEN_BIT, WRITABLE, check_target, is_picture_name
 from samdiffsr.images.picture import Metadata, Picture, to_8_bit, to_16_bit
 from samdiffsr.images.reading import MAX_PIXELS, image_size, read_image
-from samdiffsr.images.writing import TEMPORARY, encode_image, temporary_name, write_image, write_whole
+from samdiffsr.images.writing import encode_image, write_image
 
 __all__ = [
     "ALPHA",
     "MAX_PIXELS",
     "READABLE",
     "SIXTEEN_BIT",
-    "TEMPORARY",
     "WRITABLE",
     "Metadata",
     "Picture",
@@ -19,9 +18,7 @@ __all__ = [
     "image_size",
     "is_picture_name",
     "read_image",
-    "temporary_name",
     "to_8_bit",
     "to_16_bit",
     "write_image",
-    "write_whole",
 ]

@@ -1,11 +1,7 @@
 """Write a picture as the kind of file its name says, whole or not at all."""
 
-import contextlib
-import errno
 import io
 import os
-import re
-import secrets
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +11,11 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from samdiffsr.errors import ImageError
+from samdiffsr.files import write_whole
 from samdiffsr.images.encoders import encode_16_bit_png, encode_tiff
 from samdiffsr.images.formats import QUALITY, SIXTEEN_BIT, check_target
 from samdiffsr.images.metadata import fitting, reason, resolution_in_exif, sized
 from samdiffsr.images.picture import Metadata, Picture
-
-TEMPORARY = re.compile(r"\.samdiffsr-[0-9a-f]{16}\.tmp")
-"""Names of files being written; one that stays behind was left by a killed process."""
 
 _JPEG_LIMIT = 65_500  # bytes of EXIF or XMP
 _LUMA = np.array([19_595, 38_470, 7_471], np.uint32)  # ITU-R 601-2 as Pillow has it, times 2^16
@@ -44,7 +38,7 @@ def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int 
         ConfigError: a quality outside 1 to 100.
     """
     content, notes = encode_image(picture, path, quality=quality)
-    write_whole(content, Path(path))
+    write_whole(content, Path(path), error=ImageError)
     return notes
 
 
@@ -142,31 +136,3 @@ def _options(metadata: Metadata, format_: str, quality: int | None, notes: list[
     elif metadata.xmp:
         options["xmp"] = metadata.xmp
     return options
-
-
-def temporary_name() -> str:
-    """A name of its own for a file being written, which `TEMPORARY` fits; short, for the final name may have 255 bytes."""
-    return f".samdiffsr-{secrets.token_hex(8)}.tmp"
-
-
-def write_whole(content: bytes | memoryview, path: Path) -> None:
-    """Write `content` to a temporary file in the folder of `path`, then move it there; nothing is left on failure.
-
-    Raises:
-        ImageError: no such folder, no permission, disk full.
-    """
-    temporary = path.parent / temporary_name()
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-            os.replace(temporary, path)
-        except BaseException:  # Ctrl-C as well
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-    except FileNotFoundError as error:
-        raise ImageError(f"Cannot write '{path}': the folder '{path.parent}' does not exist; make it first.") from error
-    except OSError as error:
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another output"
-        raise ImageError(f"Cannot write '{path}': {reason(error)}; {advice}.") from error

@@ -8,7 +8,6 @@ mask file is done, the same command continues a killed run, and two processes ma
 
 import contextlib
 import json
-import time
 import zlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from samdiffsr.errors import ConfigError, ImageError, MaskError
-from samdiffsr.images import MAX_PIXELS, is_picture_name, read_image, write_whole
+from samdiffsr.files import sweep, write_whole
+from samdiffsr.images import MAX_PIXELS, is_picture_name, read_image
 from samdiffsr.masks.preview import contact_sheet, write_preview
 from samdiffsr.masks.records import read_records, write_records
 from samdiffsr.masks.region import Recipe, Segmenter
@@ -28,9 +28,6 @@ OPTIONS = "masks.options"
 
 Outcomes = Generator[str | None, None, None]
 """What `make_masks` returned for each job, in order."""
-
-_STALE = 3600
-"""Seconds after which a temporary file is one that a killed run left; writing takes less than one."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def mask_folder(
         raise ConfigError(f"Cannot make the folder {folder}: {error.strerror}; choose another.") from error
     _write_options(output, recipe.record())
     for place in (output, output / "preview"):
-        _sweep(place)
+        sweep(place)
     report = MaskReport(kept=len(jobs) - len(todo))
     progress(0, len(todo))
     with contextlib.closing(run(todo) if run else in_processes(make_masks, todo, workers=workers)) as outcomes:
@@ -237,11 +234,3 @@ def _compare_options(output: Path, record: dict[str, Any]) -> None:
             f"folder {output} was made with {name} {found.get(name)!r}, not {record.get(name)!r}; "
             "give the same options or use a new folder."
         )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove temporary files of runs that were killed some time ago."""
-    for file in folder.glob(".samdiffsr-*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime > _STALE:
-                file.unlink()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from samdiffsr.errors import MaskError
-from samdiffsr.images import write_whole
+from samdiffsr.files import write_whole
 from samdiffsr.masks.region import Region
 from samdiffsr.masks.rle import decode_mask, run_lengths
 
@@ -17,7 +17,7 @@ def write_records(path: Path, regions: Sequence[Region]) -> None:
     """Write the mask file of one image, whole or not at all; the same regions give the same bytes.
 
     Raises:
-        ImageError: the file cannot be written (no folder, no permission, disk full).
+        SamDiffSRError: the file cannot be written (no folder, no permission, disk full).
     """
     write_whole(json.dumps([region.record() for region in regions]).encode(), path)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from samdiffsr.errors import CheckpointError
-from samdiffsr.files import whole_folder
+from samdiffsr.files import sweep, whole_folder
 
 CHECKPOINTS = "checkpoints"  # the folder of a stage's checkpoints
 TENSORS, NUMBERS = "tensors.safetensors", "numbers.json"
@@ -28,8 +28,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], numbers: dict, *, 
 
     Tensors may be on any device and in any memory layout; they are stored contiguous, on the CPU.
     """
-    for stale in Path(folder).glob(".*.new"):  # of a killed process
-        shutil.rmtree(stale, ignore_errors=True)
+    sweep(folder, idle_seconds=0)  # a run has one writer, so these are of a killed process
     with whole_folder(Path(folder) / f"{numbers['update']:08d}") as fresh:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, fresh / TENSORS)
         (fresh / NUMBERS).write_text(json.dumps({"checksum": _checksum(fresh / TENSORS)} | numbers))

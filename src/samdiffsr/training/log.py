@@ -1,12 +1,13 @@
 """The records of a run: metrics.jsonl and validation.jsonl, TensorBoard, and a callback for a progress bar."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from samdiffsr.files import write_whole
 
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 
@@ -71,6 +72,4 @@ def _cut(file: Path, update: int) -> None:
         return
     lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in lines if json.loads(line)["update"] <= update]
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, file)
+    write_whole("".join(kept).encode(), file)

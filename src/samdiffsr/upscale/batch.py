@@ -1,8 +1,6 @@
 """Many files, one after the other: while one is upscaled, the next is read and the last is written."""
 
-import contextlib
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from samdiffsr.errors import ImageError
+from samdiffsr.files import sweep
 from samdiffsr.images import (
     ALPHA,
-    TEMPORARY,
     Metadata,
     Picture,
     check_target,
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
 
 _OVERLAP = 16_000_000  # output pixels up to which a result is written while the next is made
-_LEFTOVER = 600  # seconds without change after which a temporary file is taken for a killed process's
 
 
 @dataclass
@@ -215,14 +212,6 @@ def _prepare_folder(folder: str) -> None:
         os.makedirs(folder or ".", exist_ok=True)
     except OSError as error:
         raise ImageError(f"Cannot make the output folder '{folder}': {error.strerror}; choose another.") from error
-
-
-def sweep(folder: str) -> None:
-    """Remove temporary files of killed processes: those that nobody has touched for a while."""
-    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
-        for entry in entries:
-            if TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFTOVER:
-                os.unlink(entry)
 
 
 def _enlarged(

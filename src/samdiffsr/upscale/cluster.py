@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samdiffsr.errors import ImageError
+from samdiffsr.files import sweep
 from samdiffsr.load import load_model
 from samdiffsr.upscale import uris
-from samdiffsr.upscale.batch import Progress, Report, sweep, upscale_files
+from samdiffsr.upscale.batch import Progress, Report, upscale_files
 from samdiffsr.upscale.plan import Job, as_png
 from samdiffsr.upscale.settings import FileSettings, Settings
 

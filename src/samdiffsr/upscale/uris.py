@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.images import temporary_name
+from samdiffsr.files import temporary_name
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
