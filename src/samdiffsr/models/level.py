@@ -45,23 +45,19 @@ class LevelHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.look = nn.Sequential(
+        layers = [
             nn.Conv2d(3, 24, 3),
-            nn.ReLU(),
             nn.Conv2d(24, WIDTH, 3, stride=2),
-            nn.ReLU(),
             nn.Conv2d(WIDTH, WIDTH, 3, stride=2),
-            nn.ReLU(),
             nn.Conv2d(WIDTH, 2 * WIDTH, 3),
-            nn.ReLU(),
-        )
-        for layer in self.look[::2]:
-            nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        with (
-            torch.no_grad()
-        ):  # a start from differences of pixels: with torch's own, 700 updates learn nothing (measured)
-            self.look[0].weight.sub_(self.look[0].weight.mean(dim=(2, 3), keepdim=True))
+        ]
+        with torch.no_grad():
+            for layer in layers:
+                nn.init.kaiming_normal_(layer.weight)
+                layer.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
+            # A start from differences of pixels: with torch's own, 700 updates learn nothing (measured).
+            layers[0].weight.sub_(layers[0].weight.mean(dim=(2, 3), keepdim=True))
+        self.look = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
         self.wide, self.out = nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 1)
 
     def forward(self, lr: Tensor) -> Tensor:
