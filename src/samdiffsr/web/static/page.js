@@ -14,7 +14,7 @@ let chosen = null, limits = null, number = 0;
 const BUSY = ["uploading", "waiting", "running"];
 const busy = (picture) => BUSY.includes(picture.state);
 const wanted = () => JSON.stringify(values());
-const isDue = (picture) => !busy(picture) && picture.state !== "queued" && !(picture.state === "done" && picture.made === wanted());
+const isDue = (picture) => !busy(picture) && picture.state !== "queued" && !picture.hopeless && !(picture.state === "done" && picture.made === wanted());
 
 function say(text) {
   $("status").textContent = text;
@@ -39,7 +39,7 @@ function add(files) {
     };
     image.onerror = () => update(picture, { unseen: true });
     image.src = picture.url;
-    if (limits && file.size > limits.max_bytes) fail(picture, `'${file.name}' is larger than the ${megabytes(limits.max_bytes)} that this server takes.`);
+    if (limits && file.size > limits.max_bytes) fail(picture, `'${file.name}' is larger than the ${megabytes(limits.max_bytes)} that this server takes; choose a smaller one.`, 413);
   }
   if (pictures.length === first) return;
   choose(pictures[first]);
@@ -112,7 +112,8 @@ async function work(picture) {
       picture.state = picture.result ? "done" : "new";
       if (picture.result) picture.made = "";
       say(`${picture.name} cancelled.`);
-    } else fail(picture, error instanceof Problem ? error.message : `The page failed at '${picture.name}': ${error.message}`);
+    } else if (error instanceof Problem) fail(picture, error.message, error.status);
+    else fail(picture, `The page failed at '${picture.name}': ${error.message}`);
   }
   next();
 }
@@ -126,8 +127,10 @@ function canBeSeen(url) {
   });
 }
 
-function fail(picture, sentence) {
-  Object.assign(picture, { state: "failed", error: sentence });
+const HOPELESS = [413, 415]; // no setting makes a picture of a text file
+
+function fail(picture, sentence, status = 0) {
+  Object.assign(picture, { state: "failed", error: sentence, hopeless: HOPELESS.includes(status) });
   complain(sentence);
 }
 
@@ -152,8 +155,8 @@ function secondsLeft(picture) {
 
 function duration(seconds) {
   if (seconds < 1.5) return "a moment left";
-  if (seconds < 90) return `about ${Math.round(seconds)} s left`;
-  return seconds < 5400 ? `about ${Math.round(seconds / 60)} min left` : `about ${(seconds / 3600).toFixed(1)} h left`;
+  if (seconds < 90) return `about ${Math.round(seconds)}\u00a0s left`;
+  return seconds < 5400 ? `about ${Math.round(seconds / 60)}\u00a0min left` : `about ${(seconds / 3600).toFixed(1)}\u00a0h left`;
 }
 
 function stateOf(picture) {
@@ -163,7 +166,7 @@ function stateOf(picture) {
     case "queued": return "Waits";
     case "uploading": return picture.part ? `Going up, ${Math.round(100 * picture.part)} %` : "Going up";
     case "waiting": return picture.place === null ? "Waits, the server is busy" : `Waits${picture.place ? `, ${picture.place} before it` : ""}${time}`;
-    case "running": return `${Math.round(100 * progress(picture))} %${time}`;
+    case "running": return `${Math.round(100 * progress(picture))}\u00a0%${time}`;
     case "failed": return picture.error;
     default: return `${picture.result.width} × ${picture.result.height}, ${megabytes(picture.result.blob.size)}`;
   }
@@ -187,7 +190,7 @@ function element(tag, properties, ...children) {
 function cardOf(picture) {
   if (picture.card) return picture.card;
   const thumb = element("img", { className: "thumb", alt: "", src: picture.url });
-  thumb.onerror = () => thumb.removeAttribute("src");
+  thumb.onerror = () => thumb.replaceWith(element("span", { className: "thumb" }, icon("file")));
   const state = element("span", { className: "state" });
   const pick = element("button", { type: "button", className: "pick" }, thumb, element("span", { className: "text" }, element("span", { className: "name", textContent: picture.name }), state));
   const away = element("button", { type: "button", className: "quiet icon-only" }, icon("close"));
@@ -243,7 +246,7 @@ function render() {
   const again = due.length > 0 && due.every((picture) => picture.state === "done");
   $("start").disabled = due.length === 0 || !limits;
   $("start").textContent = due.length > 1 ? `Enlarge ${due.length} pictures${again ? " again" : ""}` : again ? "Enlarge again" : "Enlarge";
-  $("go-help").textContent = !any ? "Choose pictures first." : due.length ? "" : works ? "At work." : "All done. Change a setting to try another.";
+  $("go-help").textContent = !any ? "Choose pictures first." : due.length ? "" : works ? "At work." : pictures.some((picture) => picture.result) ? "All done. Change a setting to try another." : "";
   $("save-all").disabled = !pictures.some((picture) => picture.result);
 }
 

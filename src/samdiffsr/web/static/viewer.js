@@ -135,7 +135,7 @@ let shown = null;
 
 /** Show a picture: {name, url, width, height, result: {url, width, height} or null}. */
 export function show(picture) {
-  const key = `${picture.url} ${picture.width} ${picture.unseen} ${picture.result?.url}`;
+  const key = `${picture.url} ${picture.width} ${picture.unseen} ${picture.error} ${picture.result?.url}`;
   if (key === shown) return;
   shown = key;
   const { result } = picture;
@@ -150,8 +150,8 @@ export function show(picture) {
   before.hidden = !known;
   size = result ? { width: result.width, height: result.height } : { width: picture.width, height: picture.height };
   compared = Boolean(result) && known && result.seen;
-  const unseen = picture.unseen && !result ? "This browser cannot show this kind of file, but it can be enlarged." : "";
-  $("unseen").textContent = result && !result.seen ? "This browser cannot show this kind of file; save it to look at it." : unseen;
+  const unseen = picture.unseen && !result && !picture.error ? "This browser cannot show this kind of file, but it can be enlarged." : "";
+  $("unseen").textContent = !known && picture.error ? picture.error : result && !result.seen ? "This browser cannot show this kind of file; save it to look at it." : unseen;
   $("unseen").hidden = !$("unseen").textContent;
   fitIn();
 }
