@@ -18,6 +18,14 @@ Masks = Annotated[
 Structure = Annotated[
     Path | None, typer.Option("--structure", metavar="DIR", help="Instead: folder of ready structure maps, <stem>.npy.")
 ]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--targets",
+        metavar="NAME=DIR",
+        help="Folder of an upscaler's results, <stem>.png, for the encoder to learn from.",
+    ),
+]
 Encoding = Annotated[str, typer.Option(metavar="NAME", help="rope, cosine, sincos or linear.")]
 MeanOver = Annotated[
     str, typer.Option(metavar="NAME", help="Mean of the encoding over the region (paper) or the image (released code).")
@@ -42,6 +50,7 @@ def prepare(
     output: Output,
     masks: Masks = None,
     structure: Structure = None,
+    targets: Targets = None,
     encoding: Encoding = "rope",
     mean_over: MeanOver = "region",
     overlap: Overlap = "sum",
@@ -65,6 +74,7 @@ def prepare(
 
     if (masks is None) == (structure is None):
         raise ConfigError("give one folder of regions: --masks MASKS or --structure MAPS.")
+    folders = _folders(targets or [])
     options = PrepareOptions(
         encoding=encoding,  # pyright: ignore[reportArgumentType] - checked there
         mean_over=mean_over,  # pyright: ignore[reportArgumentType]
@@ -79,6 +89,7 @@ def prepare(
 
         run = partial(on_cluster, cluster)
         input, output = input.absolute(), output.absolute()  # a worker has another working folder
+        folders = {name: folder.absolute() for name, folder in folders.items()}
         masks, structure = masks and masks.absolute(), structure and structure.absolute()
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -93,6 +104,7 @@ def prepare(
             output,
             kind="masks" if masks else "structure",
             options=options,
+            targets=folders,
             images_per_shard=images_per_shard,
             run=run,
             progress=progress,
@@ -103,3 +115,16 @@ def prepare(
     )
     if made.strangers:
         typer.echo(f"Note: {made.strangers} shards of earlier runs in {output} do not belong to it any more.", err=True)
+
+
+def _folders(targets: list[str]) -> dict[str, Path]:
+    """The folder of each name."""
+    folders: dict[str, Path] = {}
+    for option in targets:
+        name, equals, folder = option.partition("=")
+        if not (name and equals and folder):
+            raise ConfigError(f"--targets {option!r} must have the form NAME=DIR.")
+        if name in folders:
+            raise ConfigError(f"--targets has two folders of the name {name!r}.")
+        folders[name] = Path(folder)
+    return folders

@@ -1,7 +1,7 @@
 """Random aligned crops of a prepared folder, repeatable from (seed, index)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -76,16 +76,21 @@ Crop = tuple[JointCrop, Example]
 @dataclass(frozen=True)
 class Batch:
     """hr (N, 3, H, W) and lr (N, 3, H / 4, W / 4) float32 in [-1, 1], structure (N, 1, H, W) float32, and level (N,) float32:
-    how degraded lr is, from 0 (the exact bicubic reduction of hr) to 1."""
+    how degraded lr is, from 0 (the exact bicubic reduction of hr) to 1.
+    `targets` has further targets of the encoder, as hr, by name."""
 
     hr: Tensor
     lr: Tensor
     structure: Tensor
     level: Tensor
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
 
 class PreparedImages(Sequence[Example]):
     """The images of a prepared folder by number, memory-mapped when asked for; may be used from several threads.
+
+    Args:
+        targets: names of further targets of the encoder to read too.
 
     Attributes:
         size_lr: int64 (N, 2), height and width of each LR image.
@@ -93,20 +98,26 @@ class PreparedImages(Sequence[Example]):
         structure: the arguments of `structure_map` that made the structure maps; None if they were ready maps.
 
     Raises:
-        ConfigError: the folder is not a finished prepared folder, or is not the one its manifest describes.
+        ConfigError: the folder is not a finished prepared folder, is not the one its manifest describes, or lacks targets.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, targets: Sequence[str] = ()) -> None:
+        self.folder, self.targets = Path(folder), tuple(targets)
         manifest = read_manifest(self.folder)
         entries, self.structure = manifest["shards"], manifest["structure"]
+        for name in targets:
+            if name not in (there := manifest.get("targets", [])):
+                raise ConfigError(
+                    f"folder {folder} has no targets {name!r} (it has {', '.join(map(repr, there)) or 'none'}): "
+                    f"prepare the photographs with --targets {name}=DIR in a new folder."
+                )
         self.stems: list[str] = []
         sizes, places = [], []
         for number, entry in enumerate(entries):
             rows = read_index(self.folder, entry)
             self.stems += [stem_of(row["key"]) for row in rows]
             sizes.append(np.array([[row["height_lr"], row["width_lr"]] for row in rows]))
-            places.append(np.array([[number, *(row[part] for part in MEMBERS)] for row in rows]))
+            places.append(np.array([[number, *(row[part] for part in (*MEMBERS, *self.targets))] for row in rows]))
         self.size_lr, self._place = np.concatenate(sizes), np.concatenate(places)
         self._names = [f"{entry['name']}.tar" for entry in entries]
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(Shard)
@@ -119,7 +130,7 @@ class PreparedImages(Sequence[Example]):
         return self._shard(self.folder / self._names[shard]).example(height, width, offsets)
 
     def __reduce__(self) -> tuple:
-        return PreparedImages, (self.folder,)  # to another process goes the folder, not what is mapped
+        return PreparedImages, (self.folder, self.targets)  # to another process goes the folder, not what is mapped
 
 
 class CropDraws:
@@ -169,9 +180,10 @@ class PreparedPhotos:
         flips: use the 8 flips and rotations.
         crops_per_image: so many examples in a row come from one image.
         degrade: "real" makes the LR crops anew, as `samdiffsr.data.degrade` says; HR and structure stay what they are.
+        targets: names of further targets of the encoder, cut and turned as HR is.
 
     Raises:
-        ConfigError: the folder is not a finished prepared folder, or no image is large enough.
+        ConfigError: the folder is not a finished prepared folder, lacks targets, or no image is large enough.
     """
 
     def __init__(
@@ -183,9 +195,10 @@ class PreparedPhotos:
         flips: bool,
         crops_per_image: int = 1,
         degrade: Degrade = "none",
+        targets: Sequence[str] = (),
     ) -> None:
         self._degrades = choose(degrade, {"none": False, "real": True}, "degrade")
-        self.images = PreparedImages(folder)
+        self.images = PreparedImages(folder, targets)
         self.crop_lr, self.flips = crop_lr, flips
         sampling = {"crop_lr": crop_lr, "candidates": candidates, "crops_per_image": crops_per_image}
         self._draws = CropDraws(self.images.size_lr, f"folder {folder}", **sampling)
@@ -196,16 +209,16 @@ class PreparedPhotos:
         return self.images.stems[self._draws.images(seed, index, 1)[0]]
 
     def crop(self, seed: int, index: int) -> Example:
-        """Example number `index`: hr (H, W, 3) uint8, lr (H / 4, W / 4, 3) uint8, structure (H, W) float16."""
-        ((crop, (hr, lr, structure)),) = self._drawn(seed, index, 1)
+        """Example number `index`: hr (H, W, 3) uint8, lr (H / 4, W / 4, 3) uint8, structure (H, W) float16; targets as hr."""
+        ((crop, (hr, lr, structure, *targets)),) = self._drawn(seed, index, 1)
         degraded = self._degraded(crop, hr, seed, index)
         lr = crop.apply(lr, 1) if degraded is None else degraded[0]
-        return crop.apply(hr, SCALE), lr, crop.apply(structure, SCALE)
+        return crop.apply(hr, SCALE), lr, *(crop.apply(array, SCALE) for array in (structure, *targets))
 
     def batch(self, seed: int, first: int, size: int) -> Batch:
         """Examples first .. first + size - 1."""
         crops = self._drawn(seed, first, size)
-        batch = collate(crops)
+        batch = collate(crops, self.images.targets)
         for number, (crop, images) in enumerate(crops):
             if (degraded := self._degraded(crop, images[0], seed, first + number)) is not None:
                 lr, batch.level[number] = degraded
@@ -252,17 +265,21 @@ def texture(lr: np.ndarray) -> int:
     return int(np.abs(green[1:] - green[:-1]).sum() + np.abs(green[:, 1:] - green[:, :-1]).sum())
 
 
-def collate(crops: Sequence[Crop]) -> Batch:
-    """Cut the crops out of their images; the level is 0."""
+def collate(crops: Sequence[Crop], targets: Sequence[str] = ()) -> Batch:
+    """Cut the crops out of their images, which hold further `targets` of these names; the level is 0."""
     lr = torch.empty(len(crops), 3, crops[0][0].crop_lr, crops[0][0].crop_lr)
     hr = torch.empty(len(crops), 3, SCALE * lr.shape[2], SCALE * lr.shape[3])
     structure = torch.empty(len(crops), 1, *hr.shape[2:])
-    places = zip(hr.unbind(), lr.numpy(), structure.unbind(), strict=True)
-    for (crop, images), (large, small, encoded) in zip(crops, places, strict=True):
-        np.copyto(large.numpy(), crop.apply(images[0], SCALE).transpose(2, 0, 1))
-        large.sub_(127.5).mul_(1 / 127.5)  # to [-1, 1], both ends exact; now, while it is in the cache
+    further = [torch.empty_like(hr) for _ in targets]
+    for number, (crop, images) in enumerate(crops):
+        small, encoded = lr[number].numpy(), structure[number]
+        for place, image in zip(
+            (hr[number], *(target[number] for target in further)), images[:1] + images[3:], strict=True
+        ):
+            np.copyto(place.numpy(), crop.apply(image, SCALE).transpose(2, 0, 1))
+            place.sub_(127.5).mul_(1 / 127.5)  # to [-1, 1], both ends exact; now, while it is in the cache
         np.copyto(small, crop.apply(images[1], 1).transpose(2, 0, 1))
         # torch turns float16 to float32 forty times faster than numpy does
         encoded.copy_(torch.from_numpy(np.ascontiguousarray(crop.apply(images[2], SCALE))))
     lr.sub_(127.5).mul_(1 / 127.5)
-    return Batch(hr, lr, structure, torch.zeros(len(crops)))
+    return Batch(hr, lr, structure, torch.zeros(len(crops)), dict(zip(targets, further, strict=True)))

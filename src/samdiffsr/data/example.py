@@ -1,9 +1,10 @@
-"""One photograph and its regions -> hr, lr and structure: the same pixels, checked and aligned."""
+"""One photograph and its regions -> hr, lr, structure and further targets: the same pixels, checked and aligned."""
 
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -62,7 +63,13 @@ class Prepared:
     resized: bool
 
 
-def prepare_example(photo: Path, regions: Path, kind: Regions, options: PrepareOptions) -> Prepared:
+def prepare_example(
+    photo: Path,
+    regions: Path,
+    kind: Regions,
+    options: PrepareOptions,
+    targets: Mapping[str, Path] = MappingProxyType({}),
+) -> Prepared:
     """Read one photograph and its regions.
 
     The structure map is computed on the whole photograph; then both are cropped to a multiple of 4 at the right and
@@ -71,6 +78,7 @@ def prepare_example(photo: Path, regions: Path, kind: Regions, options: PrepareO
     Args:
         photo: any picture `read_image` reads. 16 bits are rounded to 8; transparency is refused.
         regions: "<stem>.json" with region masks (`kind` "masks"), or "<stem>.npy" with a ready map ("structure").
+        targets: name -> picture of the cropped photograph's size, which the encoder shall learn from.
 
     Raises:
         ImageError, MaskError: naming the file and what is wrong with it.
@@ -86,7 +94,20 @@ def prepare_example(photo: Path, regions: Path, kind: Regions, options: PrepareO
     out = np.zeros((height, width), MEMBERS["structure"])
     if structure is not None:
         out[...] = structure[:height, :width]
-    return Prepared((hr, imresize(hr, 1 / SCALE), out), structure is None, resized)
+    further = (_target(file, photo, (height, width), options.max_pixels) for _, file in sorted(targets.items()))
+    return Prepared((hr, imresize(hr, 1 / SCALE), out, *further), structure is None, resized)
+
+
+def _target(file: Path, photo: Path, shape: tuple[int, int], max_pixels: int) -> np.ndarray:
+    if not file.exists():
+        raise ImageError(f"target picture {file} is missing: make it, or leave photograph {photo} out.")
+    pixels = training_pixels(file, max_pixels)
+    if pixels.shape[:2] != shape:
+        raise ImageError(
+            f"target picture {file} is {pixels.shape[1]}x{pixels.shape[0]} pixels, but must be {shape[1]}x{shape[0]}: "
+            f"those of photograph {photo}, cut to multiples of {SCALE}."
+        )
+    return pixels
 
 
 def training_pixels(photo: Path, max_pixels: int) -> np.ndarray:

@@ -7,17 +7,19 @@ photograph added or taken away leaves all other shards as they are.
 
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from samdiffsr.data import SCHEMA
 from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
-from samdiffsr.data.shards import ShardWriter, read_manifest
+from samdiffsr.data.shards import MEMBERS, ShardWriter, read_manifest
 from samdiffsr.errors import ConfigError, SamDiffSRError, choose
 from samdiffsr.files import sweep, whole_file, write_json
 from samdiffsr.images import is_picture_name
@@ -36,6 +38,7 @@ class ShardPlan:
         names: file names of its photographs, sorted, in the folder `photos`.
         regions: folder of "<stem>.json" or, for `kind` "structure", of "<stem>.npy".
         output: folder the shard is written to.
+        targets: name and folder of further targets of the encoder, sorted; a folder has "<stem>.png" for each photograph.
     """
 
     names: tuple[str, ...]
@@ -44,18 +47,21 @@ class ShardPlan:
     kind: Regions
     output: Path
     options: PrepareOptions
+    targets: tuple[tuple[str, Path], ...] = ()
 
     @property
     def name(self) -> str:
         """The shard's file name without extension: the same for the same names and encoding on every machine."""
-        content = json.dumps([header(self.kind, self.options), self.names])
+        content = json.dumps([header(self.kind, self.options, [name for name, _ in self.targets]), self.names])
         return f"shard-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
-    def sources(self) -> Iterator[tuple[Path, Path]]:
-        """Photograph and regions file of each image."""
+    def sources(self) -> Iterator[tuple[Path, Path, dict[str, Path]]]:
+        """Photograph, regions file and target pictures of each image."""
         suffix = choose(self.kind, {"masks": "json", "structure": "npy"}, "kind")
         for name in self.names:
-            yield self.photos / name, self.regions / f"{Path(name).stem}.{suffix}"
+            stem = Path(name).stem
+            targets = {target: folder / f"{stem}.png" for target, folder in self.targets}
+            yield self.photos / name, self.regions / f"{stem}.{suffix}", targets
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,14 @@ class _BadFiles(Exception):  # noqa: N818 - ends the writing of a shard, never l
     """Its arguments are the problems."""
 
 
-def header(kind: Regions, options: PrepareOptions) -> dict:
-    """What two prepared folders must share to be the same kind of data."""
+HEADER = ("schema", "scale", "regions", "structure", "targets")
+
+
+def header(kind: Regions, options: PrepareOptions, targets: Sequence[str]) -> dict:
+    """What two prepared folders must share to be the same kind of data; "targets" only if there are any."""
     encoding = options.structure if kind == "masks" else None
-    return {"schema": SCHEMA, "scale": SCALE, "regions": kind, "structure": encoding}
+    found = {"schema": SCHEMA, "scale": SCALE, "regions": kind, "structure": encoding}
+    return found | ({"targets": list(targets)} if targets else {})
 
 
 def tools() -> dict[str, str]:
@@ -105,14 +115,26 @@ def cut(names: Iterable[str], limit: int) -> Iterator[tuple[str, ...]]:
 
 
 def plan_shards(
-    photos: Path, regions: Path, output: Path, *, kind: Regions, options: PrepareOptions, images_per_shard: int
+    photos: Path,
+    regions: Path,
+    output: Path,
+    *,
+    kind: Regions,
+    options: PrepareOptions,
+    images_per_shard: int,
+    targets: Mapping[str, Path] = MappingProxyType({}),
 ) -> list[ShardPlan]:
     """The shards of a folder of photographs, in the order of their names; nothing is opened.
 
     Raises:
-        ConfigError: no such folder, no photograph in it, or two of one stem.
+        ConfigError: no such folder, no photograph in it, two of one stem, or a name of targets that cannot be used.
     """
-    for folder, what in ((photos, "photographs"), (regions, kind)):
+    for name in targets:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in MEMBERS:
+            raise ConfigError(
+                f"targets cannot be named {name!r}: use letters, digits, - and _, and none of {', '.join(MEMBERS)}."
+            )
+    for folder, what in ((photos, "photographs"), (regions, kind), *((found, "targets") for found in targets.values())):
         if not Path(folder).is_dir():
             raise ConfigError(f"folder {folder} with the {what} does not exist.")
     names = sorted(path.name for path in Path(photos).iterdir() if is_picture_name(path.name))
@@ -123,7 +145,8 @@ def plan_shards(
         if stem in seen:
             raise ConfigError(f"folder {photos} has two images named {stem!r}; rename one.")
         seen.add(stem)
-    folders = (Path(photos), Path(regions), kind, Path(output), options)
+    further = tuple((name, Path(folder)) for name, folder in sorted(targets.items()))
+    folders = (Path(photos), Path(regions), kind, Path(output), options, further)
     return [ShardPlan(piece, *folders) for piece in cut(names, images_per_shard)]
 
 
@@ -159,20 +182,22 @@ def _write_images(plan: ShardPlan, file: BinaryIO) -> list[dict]:
     """Write all images of a shard; returns the index. _BadFiles names every file that cannot be used."""
     writer = ShardWriter(file)
     problems, index = [], []
-    for photo, regions in plan.sources():
+    for photo, regions, targets in plan.sources():
         try:
-            prepared = prepare_example(photo, regions, plan.kind, plan.options)
+            prepared = prepare_example(photo, regions, plan.kind, plan.options, targets)
             source = {
                 "photo": _source(photo),
                 "regions": _source(regions) if regions.exists() else None,
                 "without_masks": prepared.without_masks,
                 "resized": prepared.resized,
             }
+            if targets:
+                source["targets"] = {name: _source(file) for name, file in targets.items()}
         except SamDiffSRError as error:
             problems.append(str(error))
             continue  # the rest is looked at too, so that one run tells every bad file
         if not problems:
-            index.append(writer.add(photo.stem, prepared.example) | source)
+            index.append(writer.add(photo.stem, prepared.example, list(targets)) | source)
     if problems:
         raise _BadFiles(*problems)
     writer.close()
@@ -198,11 +223,13 @@ def _kept(plan: ShardPlan, tar: Path, index: Path) -> dict | None:
         content, written = json.loads(index.read_text()), index.stat().st_mtime_ns
         if tar.stat().st_size != content["bytes"] or not content["tools"]:
             return None
-        for (photo, regions), image in zip(plan.sources(), content["images"], strict=True):
+        for (photo, regions, targets), image in zip(plan.sources(), content["images"], strict=True):
             refused = (image["without_masks"] and plan.options.missing_masks == "error") or (
                 image["resized"] and not plan.options.resize_masks
             )
-            if refused or not (_same(photo, image["photo"], written) and _same(regions, image["regions"], written)):
+            files = [(photo, image["photo"]), (regions, image["regions"])]
+            files += [(file, image["targets"][name]) for name, file in targets.items()]
+            if refused or not all(_same(file, source, written) for file, source in files):
                 return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no such file, or no index of ours in it
         return None
@@ -246,6 +273,7 @@ def prepare_folder(
     *,
     kind: Regions = "masks",
     options: PrepareOptions = PrepareOptions(),
+    targets: Mapping[str, Path] = MappingProxyType({}),
     images_per_shard: int = IMAGES_PER_SHARD,
     run: MapShards = partial(in_processes, workers=1),
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -258,6 +286,8 @@ def prepare_folder(
     Args:
         photos: folder of pictures. regions: folder of masks or, for `kind` "structure", of structure maps.
         output: folder to write, made if need be.
+        targets: name -> folder of further targets of the encoder, "<stem>.png" of each photograph's size (cut to multiples
+            of 4): an upscaler's results, from which it may learn.
         images_per_shard: at most; half of it typically.
         run: maps `prepare_shard` over the plans: `in_processes`, or a cluster's. May yield in any order.
         progress: called with (photographs done, photographs in all).
@@ -267,11 +297,13 @@ def prepare_folder(
             prepared with other options.
     """
     output = Path(output)
-    plans = plan_shards(photos, regions, output, kind=kind, options=options, images_per_shard=images_per_shard)
-    head = header(kind, options)
+    plans = plan_shards(
+        photos, regions, output, kind=kind, options=options, images_per_shard=images_per_shard, targets=targets
+    )
+    head = header(kind, options, sorted(targets))
     if (output / "manifest.json").exists():
         found = read_manifest(output)
-        if {key: found.get(key) for key in head} != head:
+        if any(found.get(key) != head.get(key) for key in HEADER):
             raise ConfigError(f"folder {output} was prepared with other options; use a new folder.")
     try:
         output.mkdir(parents=True, exist_ok=True)

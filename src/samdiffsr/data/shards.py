@@ -1,7 +1,8 @@
 """Shards: an uncompressed tar of .npy members with an offset index beside it, memory-mapped on read.
 
 `<key>.hr.npy` uint8 (H, W, 3), `<key>.lr.npy` uint8 (H / 4, W / 4, 3) and `<key>.structure.npy` float16 (H, W), H and W
-multiples of 4. Readers of such tars split a name at its first dot, so a key has none (`key_of`).
+multiples of 4; then, for each name of further targets of the encoder, `<key>.NAME.npy` as hr. Readers of such tars split a
+name at its first dot, so a key has none (`key_of`).
 `NAME.json` beside `NAME.tar` says where each array starts. Its presence means that the shard is whole.
 
 Bytes depend on the content alone: no time, owner or machine is in them.
@@ -24,8 +25,8 @@ from samdiffsr.resize import SCALE
 MEMBERS = {"hr": np.dtype("u1"), "lr": np.dtype("u1"), "structure": np.dtype("<f2")}
 """Part -> dtype of its array, in the order of a shard."""
 
-Example = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""hr, lr and structure of one image."""
+Example = tuple[np.ndarray, ...]
+"""hr, lr and structure of one image, then its further targets in the order of their names."""
 
 
 def key_of(stem: str) -> str:
@@ -44,10 +45,11 @@ class ShardWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 - see close
 
-    def add(self, stem: str, example: Example) -> dict:
+    def add(self, stem: str, example: Example, targets: Sequence[str] = ()) -> dict:
         """Append one image, arrays as the module's first paragraph has them; returns its key, size and offsets."""
         row = {"key": key_of(stem), "height_lr": example[1].shape[0], "width_lr": example[1].shape[1]}
-        for (part, dtype), array in zip(MEMBERS.items(), example, strict=True):
+        members = MEMBERS | dict.fromkeys(targets, MEMBERS["hr"])
+        for (part, dtype), array in zip(members.items(), example, strict=True):
             assert array.dtype == dtype
             row[part] = self._append(f"{row['key']}.{part}.npy", array)
         return row
@@ -75,13 +77,14 @@ class Shard:
         self._bytes = np.memmap(path, np.uint8, mode="r")
 
     def example(self, height_lr: int, width_lr: int, offsets: Sequence[int]) -> Example:
-        """The arrays of one image, read-only views of the file."""
+        """The arrays of one image, read-only views of the file; `offsets` are those of its parts, in their order."""
         height, width = SCALE * height_lr, SCALE * width_lr
-        hr, lr, structure = offsets
+        hr, lr, structure, *targets = offsets
         return (
             np.ndarray((height, width, 3), MEMBERS["hr"], self._bytes, hr),
             np.ndarray((height_lr, width_lr, 3), MEMBERS["lr"], self._bytes, lr),
             np.ndarray((height, width), MEMBERS["structure"], self._bytes, structure),
+            *(np.ndarray((height, width, 3), MEMBERS["hr"], self._bytes, target) for target in targets),
         )
 
 

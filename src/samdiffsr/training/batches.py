@@ -97,7 +97,13 @@ class Batches:
 def _each_tensor(micro_batches: list[MicroBatch], change: Callable[[Tensor], Tensor]) -> list[MicroBatch]:
     return [
         (
-            Batch(change(batch.hr), change(batch.lr), change(batch.structure), change(batch.level)),
+            Batch(
+                change(batch.hr),
+                change(batch.lr),
+                change(batch.structure),
+                change(batch.level),
+                {name: change(target) for name, target in batch.targets.items()},
+            ),
             {key: change(value) if isinstance(value, Tensor) else value for key, value in draws.items()},
         )
         for batch, draws in micro_batches

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -93,6 +93,12 @@ class LossConfig(_Frozen):
         return self
 
 
+class EncoderLossConfig(LossConfig):
+    """The loss of stage 1: the pixel loss is a weighted sum over "hr" and names given to `samdiffsr prepare --targets`."""
+
+    targets: dict[str, Annotated[float, Field(gt=0)]] = Field({"hr": 1.0}, min_length=1, description="name: weight")
+
+
 class StructureConfig(_Frozen):
     """The structure maps that a stage learns from; the prepared folder must have been made so."""
 
@@ -117,6 +123,12 @@ class StageConfig(_Frozen):
     log_every: int = Field(
         1, ge=1, description="updates between two looks at the loss; each look lets a GPU run dry for a moment"
     )
+
+
+class EncoderConfig(StageConfig):
+    """Stage 1."""
+
+    loss: EncoderLossConfig = EncoderLossConfig()  # pyright: ignore[reportCallIssue]
 
 
 class DiffusionConfig(StageConfig):
@@ -159,6 +171,11 @@ class DiffusionConfig(StageConfig):
         return self
 
 
+def further_targets(stage: StageConfig) -> list[str]:
+    """The names of the targets that a prepared folder must have for a stage besides hr, lr and structure."""
+    return [name for name in stage.loss.targets if name != "hr"] if isinstance(stage, EncoderConfig) else []
+
+
 class ValidationConfig(_Frozen):
     """Scores of the averaged weights on a folder of HR images, while training goes on."""
 
@@ -189,7 +206,7 @@ class TrainConfig(_Frozen):
     device: Literal["auto", "cpu"] = "auto"
     tensorboard: bool = Field(True, description="write TensorBoard files beside metrics.jsonl")
     validation: ValidationConfig = ValidationConfig()  # pyright: ignore[reportCallIssue]
-    encoder: StageConfig
+    encoder: EncoderConfig
     diffusion: DiffusionConfig
 
 

@@ -13,7 +13,7 @@ from samdiffsr.data.dataset import Batch
 from samdiffsr.diffusion.process import ModulatedProcess
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.resize import SCALE, imresize_tensor
-from samdiffsr.training.config import DiffusionConfig, LossConfig, StageConfig
+from samdiffsr.training.config import DiffusionConfig, EncoderConfig, LossConfig
 from samdiffsr.training.features import POOLED, FeatureLoss
 
 STREAM = 2  # of each example's random words; those of its crop come from others
@@ -78,16 +78,18 @@ class Objective(nn.Module, ABC):
 class EncoderObjective(Objective):
     """Stage 1: the LR encoder learns to estimate the HR image itself."""
 
-    def __init__(self, network: nn.Module, config: StageConfig) -> None:
+    def __init__(self, network: nn.Module, config: EncoderConfig) -> None:
         super().__init__(config.loss)
-        self.network = network
+        self.network, self.targets = network, config.loss.targets
         self.trained, self.rates = {"encoder": network}, {"encoder": 1.0}
 
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """To a discriminator the base is MATLAB bicubic."""
         estimate = self.network(batch.lr, **level_for(self.network, batch.level)).float()
         base = imresize_tensor(batch.lr, SCALE) if self.has_discriminator else None
-        terms = {"pixel": self.pixel_loss(estimate, batch.hr)}
+        images = {"hr": batch.hr} | batch.targets
+        losses = [weight * self.pixel_loss(estimate, images[name]) for name, weight in self.targets.items()]
+        terms = {"pixel": torch.stack(losses).sum()}
         if takes_level(self.network):
             found = self.network.level_head(batch.lr).float()  # pyright: ignore[reportCallIssue]
             terms["level"] = self.level_weight * F.mse_loss(found, batch.level)

@@ -25,7 +25,7 @@ from samdiffsr.training import loop
 from samdiffsr.training.adversarial import new_adversarial_loss
 from samdiffsr.training.batches import Batches
 from samdiffsr.training.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
-from samdiffsr.training.config import METADATA, DiffusionConfig, StageConfig, TrainConfig
+from samdiffsr.training.config import METADATA, DiffusionConfig, StageConfig, TrainConfig, further_targets
 from samdiffsr.training.log import Log, OnUpdate
 from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, Objective, takes_level
 from samdiffsr.training.state import TrainState
@@ -205,8 +205,8 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
     """The crops of one stage.
 
     Raises:
-        ConfigError: `photos` is not a finished prepared folder, has no image that is large enough for a crop, or, for stage 2,
-            structure maps of another encoding than the configuration's.
+        ConfigError: `photos` is not a finished prepared folder, lacks targets of the encoder, has no image that is large enough
+            for a crop or, for stage 2, has structure maps of another encoding than the configuration's.
     """
     data = stage.data
     photos = PreparedPhotos(
@@ -216,6 +216,7 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
         flips=data.flips,
         crops_per_image=data.crops_per_image,
         degrade=data.degrade,
+        targets=further_targets(stage),
     )
     made_with = photos.images.structure
     if isinstance(stage, DiffusionConfig) and made_with is not None:  # of ready maps it is not known
