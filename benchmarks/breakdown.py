@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from samdiffsr.upscale import load_model
+from samdiffsr.load import load_model
 
 SHAPES = [(64, 128), (96, 128), (128, 96), (128, 128), (192, 96), (256, 64)]  # channels, side
 GROUPS = {

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from samdiffsr.images import Picture, read_image
-from samdiffsr.upscale import enlarge, load_model
+from samdiffsr.load import load_model
+from samdiffsr.upscale.enlarge import enlarge
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from samdiffsr.evaluation.metrics import SqueezeDistance, psnr_y
-from samdiffsr.upscale import load_model
+from samdiffsr.load import load_model
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "LCM": ("LCMScheduler", {}),

@@ -142,7 +142,9 @@ def work() -> None:
     from samdiffsr.errors import ImageError
     from samdiffsr.images import read_image
     from samdiffsr.sampling.schedulers import make_scheduler
-    from samdiffsr.upscale import FileSettings, Job, upscale_files
+    from samdiffsr.upscale.batch import upscale_files
+    from samdiffsr.upscale.plan import Job
+    from samdiffsr.upscale.settings import FileSettings
 
     torch.set_num_threads(1)
     scheduler = make_scheduler(DDIMScheduler, NoiseSchedule.cosine(100), "sample", timestep_spacing="trailing")

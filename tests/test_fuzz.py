@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fuzz import run, seeds
 from samdiffsr.errors import ImageError, SamDiffSRError
 from samdiffsr.images import ALPHA, SIXTEEN_BIT, WRITABLE, Picture, read_image, write_image
-from samdiffsr.upscale import OutputSize
+from samdiffsr.upscale.size import OutputSize
 
 MAGIC = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"BM", b"GIF89a", b"RIFF"]
 ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

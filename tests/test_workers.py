@@ -103,7 +103,7 @@ def run(*arguments: str, code: int = 0) -> None:
 
 
 def test_masks_and_preparation_are_the_same_bytes(two_nodes, photos):
-    masks = ("masks", "-i", "hr", "--segmenter", "felzenszwalb", "--min-size", "20")
+    masks = ("masks", "-i", "hr", "--segmenter", "felzenszwalb", "--set", "min_size=20")
     run(*masks, "-o", "masks")
     run(*masks, "-o", "masks2", "--cluster", two_nodes)
     assert contents(photos / "masks2") == contents(photos / "masks")
@@ -115,7 +115,7 @@ def test_masks_and_preparation_are_the_same_bytes(two_nodes, photos):
 
 
 def test_a_cluster_goes_on_where_one_machine_was_stopped(two_nodes, photos):
-    masks = ("masks", "-i", "hr", "-o", "masks", "--segmenter", "felzenszwalb", "--min-size", "20")
+    masks = ("masks", "-i", "hr", "-o", "masks", "--segmenter", "felzenszwalb", "--set", "min_size=20")
     run(*masks, "--shard", "1/2")
     kept = {file: file.stat().st_mtime_ns for file in (photos / "masks").glob("*.json")}
     assert 0 < len(kept) < 3

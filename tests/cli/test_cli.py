@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from PIL import Image
 import samdiffsr.upscale.batch
 from samdiffsr import __version__
 from samdiffsr.cli import VERBS, app, main, upscale
+from samdiffsr.cli.options import key_values
+from samdiffsr.errors import ConfigError
 from samdiffsr.images import MAX_PIXELS, read_image
-from samdiffsr.upscale import enlarge
+from samdiffsr.upscale.enlarge import enlarge
+from samdiffsr.upscale.settings import FileSettings, Settings
 
 
 @pytest.fixture
@@ -63,30 +67,23 @@ def test_every_module_of_the_folder_is_a_verb() -> None:
 
 def test_verb_help_explains_every_option(command) -> None:
     code, out, _ = command("upscale", "-h")
-    options = [
-        "input",
-        "input-list",
-        "output",
-        "model",
-        "scale",
-        "size",
-        "steps",
-        "seed",
-        "tile",
-        "consistency",
-        "device",
-        "recursive",
-        "suffix",
-        "format",
-        "quality",
-        "strip-metadata",
-        "overwrite",
-        "skip-existing",
-        "max-pixels",
-        "cluster",
+    text = " ".join(out.split())
+    settings = [
+        (field.name.replace("_", "-"), field.metadata["help"])
+        for kind in (Settings, FileSettings)
+        for field in fields(kind)
     ]
-    assert code == 0 and all(f"--{option} " in out for option in options)
-    assert upscale.MAX_PIXELS == MAX_PIXELS and str(MAX_PIXELS) in out
+    others = ("input", "input-list", "output", "model", "device", "recursive", "suffix", "cluster")
+    assert code == 0 and all(f"--{option} " in out for option in others)
+    assert all(f"--{option} " in text and help in text for option, help in settings)
+    assert f"[default: {MAX_PIXELS}]" in text
+
+
+def test_key_values() -> None:
+    assert key_values(["a=1", "b=x=y", "a=2"]) == {"a": "2", "b": "x=y"}
+    for text in ("a", "=1"):
+        with pytest.raises(ConfigError, match="KEY=VALUE"):
+            key_values([text])
 
 
 def test_version(command) -> None:
@@ -328,7 +325,7 @@ def test_ctrl_c(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path, monk
 
 
 def test_progress_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from samdiffsr.upscale import Progress
+    from samdiffsr.upscale.batch import Progress
 
     now = Progress("folder/[red]a.png", 2, 4, 0.5, 1.5)
     with pytest.MonkeyPatch.context() as patch:

@@ -17,18 +17,12 @@ from PIL import Image
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.files import is_temporary
 from samdiffsr.images import Metadata, Picture, read_image, write_image
+from samdiffsr.load import find_device, load_model
 from samdiffsr.resize import imresize
-from samdiffsr.upscale import (
-    Job,
-    Progress,
-    Report,
-    Settings,
-    enlarge,
-    find_device,
-    load_model,
-    plan,
-    upscale_files,
-)
+from samdiffsr.upscale.batch import Progress, Report, upscale_files
+from samdiffsr.upscale.enlarge import enlarge
+from samdiffsr.upscale.plan import Job, plan
+from samdiffsr.upscale.settings import Settings
 from support import GOLDEN, noise_image, settings_of
 
 CHECKPOINT = GOLDEN / "released_small.ckpt"
@@ -318,7 +312,9 @@ def test_killed_and_begun_again(tiny_pipe_dir: Path, tmp_path: Path) -> None:
         noise_image(tmp_path / "in" / f"{name}.png")
     script = f"""
         import os
-        from samdiffsr.upscale import *
+        from samdiffsr.load import load_model
+        from samdiffsr.upscale.batch import upscale_files
+        from samdiffsr.upscale.plan import plan
         kill = lambda now: os._exit(9) if now.number == 3 else None
         jobs = plan([{str(tmp_path / "in")!r}], {str(tmp_path / "o")!r}, recursive=True)
         upscale_files(lambda: load_model({str(tiny_pipe_dir)!r}, "cpu"), jobs, on_progress=kill)

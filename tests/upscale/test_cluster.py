@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from samdiffsr.errors import CheckpointError, ConfigError
-from samdiffsr.upscale import Job, Progress, Report, Settings, load_model, plan, upscale_files, upscale_on_cluster
-from samdiffsr.upscale.cluster import Work, _pipeline, upscale_work
+from samdiffsr.load import load_model
+from samdiffsr.upscale.batch import Progress, Report, upscale_files
+from samdiffsr.upscale.cluster import Work, _pipeline, upscale_on_cluster, upscale_work
+from samdiffsr.upscale.plan import Job, plan
+from samdiffsr.upscale.settings import Settings
 from support import noise_image, settings_of
 
 pytest.importorskip("pyarrow")

@@ -9,10 +9,11 @@ from PIL import Image
 
 from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.images import Picture, read_image, to_16_bit
+from samdiffsr.load import load_model
 from samdiffsr.resize import imresize
-from samdiffsr.upscale import OutputSize, Settings, enlarge, load_model
-from samdiffsr.upscale.enlarge import bleed, check_size, consistent, with_mean_of
-from samdiffsr.upscale.size import passes
+from samdiffsr.upscale.enlarge import bleed, check_size, consistent, enlarge, with_mean_of
+from samdiffsr.upscale.settings import Settings
+from samdiffsr.upscale.size import OutputSize, passes
 from support import EXAMPLES
 
 RNG = np.random.default_rng(11)

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.upscale import Job, plan, read_list
-from samdiffsr.upscale.plan import as_png
+from samdiffsr.upscale.plan import Job, as_png, plan, read_list
 from support import noise_image
 
 

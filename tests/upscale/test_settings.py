@@ -9,7 +9,8 @@ import pytest
 
 from samdiffsr import SamDiffSRPipeline
 from samdiffsr.errors import ConfigError, Range
-from samdiffsr.upscale import FileSettings, OutputSize, Settings, from_text
+from samdiffsr.upscale.settings import FileSettings, Settings, from_text
+from samdiffsr.upscale.size import OutputSize
 
 
 @pytest.mark.parametrize(

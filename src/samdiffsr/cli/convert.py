@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-Checkpoint = Annotated[Path, typer.Argument(help="A released file, model_ckpt_steps_N.ckpt.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it must not exist.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="FILE", help="A released file, model_ckpt_steps_N.ckpt.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; it must not exist.")]
 Released = Annotated[
     bool, typer.Option("--released-preprocessing", help="Divide pixels by 256 as the released code did (darker).")
 ]

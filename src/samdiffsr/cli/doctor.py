@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samdiffsr.cli.options import Device
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -21,7 +23,6 @@ EXTRAS = (
 TOLERANCE = 1.0
 """Grey levels of the self-test's mean difference. Another seed makes 0.4, bicubic 7, swapped channels 57 (measured)."""
 
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -136,8 +137,9 @@ def self_test(device: str) -> dict[str, Any]:
     import numpy as np
 
     from samdiffsr.images import Picture, read_image
+    from samdiffsr.load import load_model
     from samdiffsr.pipeline import DEFAULT_MODEL
-    from samdiffsr.upscale import enlarge, load_model
+    from samdiffsr.upscale.enlarge import enlarge
 
     begun = time.monotonic()
     pipe = load_model("default", device)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samdiffsr.cli.options import Device, Overwrite
+
 if TYPE_CHECKING:
     from samdiffsr.evaluation.methods import Method
 
@@ -56,10 +58,6 @@ WeightsDir = Annotated[
 Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="Seeds that models sample with, e.g. 0,1,2.")]
 Pictures = Annotated[int, typer.Option(min=0, metavar="N", help="Images that the page shows, the first by name.")]
 Published = Annotated[bool, typer.Option("--published", help="Add the paper's own figures, marked as quoted.")]
-Device = Annotated[
-    str, typer.Option(metavar="NAME", help="Of the models: auto, cpu, cuda, ... Metrics run on the CPU.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a report that exists.")]
 
 
 def register(app: typer.Typer) -> None:

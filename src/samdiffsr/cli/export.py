@@ -5,14 +5,12 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str, typer.Option("-m", "--model", metavar="NAME", help="'default', a pipeline folder, or a released .ckpt file.")
-]
+from samdiffsr.cli.options import Model, Overwrite
+
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to make.")]
 Scheduler = Annotated[
     str | None, typer.Option(metavar="NAME", help="lcm, ddim or ddpm.  [default: as the model was saved]")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of a folder that exists.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samdiffsr.cli.options import Cluster
+from samdiffsr.cli.options import Cluster, Device, MaxPixels, Set, Workers, key_values
 from samdiffsr.errors import ConfigError, choose
+from samdiffsr.images.formats import MAX_PIXELS
+from samdiffsr.upscale.settings import from_text
 
 if TYPE_CHECKING:
     from samdiffsr.masks.region import Recipe
@@ -29,37 +31,10 @@ Model = Annotated[
         help="SAM, SAM-HQ or SAM 2: a folder, or a name on the Hugging Face hub.  [default: facebook/sam-vit-huge]",
     ),
 ]
-Device = Annotated[str | None, typer.Option(metavar="NAME", help="sam: auto, cpu, cuda, mps ...  [default: auto]")]
 Preview = Annotated[bool, typer.Option("--preview", help="Also write preview/<stem>.png and contact.png.")]
 Shard = Annotated[
     str, typer.Option(metavar="I/N", help="Do only the I-th of N parts, 1/N to N/N; for N processes or machines.")
 ]
-Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Processes; each loads its own model.")]
-MaxPixels = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Refuse photographs with more pixels.  [default: 64000000]")
-]
-
-
-def _number(metavar: str, told: str, default: float) -> Any:
-    """An option whose default is the segmenter's own: None tells that it was not given."""
-    return typer.Option(metavar=metavar, help=f"{told}  [default: {default}]")
-
-
-# segment-anything's names; the defaults told are those of GeneratorOptions, which a test compares
-PointsPerSide = Annotated[int | None, _number("N", "sam: points along each side.", 32)]
-PointsPerBatch = Annotated[int | None, _number("N", "sam: points at once; fewer need less memory.", 64)]
-PredIou = Annotated[float | None, _number("F", "sam: least IoU the model predicts of its mask.", 0.88)]
-Stability = Annotated[float | None, _number("F", "sam: least stability score.", 0.95)]
-StabilityOffset = Annotated[float | None, _number("F", "sam: offset for the stability score.", 1.0)]
-BoxNms = Annotated[float | None, _number("F", "sam: box IoU above which masks are duplicates.", 0.7)]
-CropLayers = Annotated[int | None, _number("N", "sam: layers of crops looked at besides the image.", 0)]
-CropNms = Annotated[float | None, _number("F", "sam: the same as --box-nms-thresh between crops.", 0.7)]
-CropOverlap = Annotated[float | None, _number("F", "sam: overlap of crops, part of the shorter side.", 0.3413)]
-CropDownscale = Annotated[int | None, _number("N", "sam: points a side are divided by this each layer.", 1)]
-MinRegion = Annotated[int | None, _number("N", "sam: fill holes and drop islands below this many pixels.", 0)]
-Scale = Annotated[float | None, _number("F", "felzenszwalb: larger means larger regions.", 300)]
-Sigma = Annotated[float | None, _number("F", "felzenszwalb: smoothing before, in pixels.", 0.8)]
-MinSize = Annotated[int | None, _number("N", "felzenszwalb: regions of fewer pixels join a neighbour.", 200)]
 
 
 def register(app: typer.Typer) -> None:
@@ -72,43 +47,29 @@ def masks(
     output: Output,
     segmenter: Which = "auto",
     sam_model: Model = None,
-    device: Device = None,
+    device: Device = "auto",
     preview: Preview = False,
     shard: Shard = "1/1",
     workers: Workers = 1,
     cluster: Cluster = None,
-    max_pixels: MaxPixels = None,
-    points_per_side: PointsPerSide = None,
-    points_per_batch: PointsPerBatch = None,
-    pred_iou_thresh: PredIou = None,
-    stability_score_thresh: Stability = None,
-    stability_score_offset: StabilityOffset = None,
-    box_nms_thresh: BoxNms = None,
-    crop_n_layers: CropLayers = None,
-    crop_nms_thresh: CropNms = None,
-    crop_overlap_ratio: CropOverlap = None,
-    crop_n_points_downscale_factor: CropDownscale = None,
-    min_mask_region_area: MinRegion = None,
-    scale: Scale = None,
-    sigma: Sigma = None,
-    min_size: MinSize = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    set: Set = None,
 ) -> None:
     """Find the regions of every photograph.
 
-    Writes <stem>.json in the form of segment-anything; what is done already is kept.
+    Writes <stem>.json in the form of segment-anything, and keeps masks that are there already. --set changes the segmenter's
+    settings, such as points_per_side=64 of sam or scale=100 of felzenszwalb; docs/masks.md has all of them.
     """
-    given = {name: value for name, value in locals().items() if value is not None}  # only the options yet
-    from samdiffsr.images import MAX_PIXELS
     from samdiffsr.masks.folder import make_masks, mask_folder
 
-    recipe, part = _recipe(segmenter, given), _shard(shard)
+    recipe, part = _recipe(segmenter, sam_model, device, key_values(set or [])), _shard(shard)
     run = None
     if cluster:
         from samdiffsr.workers import on_cluster
 
-        run = partial(on_cluster, cluster, make_masks, gpus=int((device or "").startswith("cuda")))
+        run = partial(on_cluster, cluster, make_masks, gpus=int(device.startswith("cuda")))
         input, output = input.absolute(), output.absolute()  # a worker has another working folder
-    with _progress() as tell:
+    with _progress() as report_progress:
         report = mask_folder(
             input,
             output,
@@ -117,8 +78,8 @@ def masks(
             shard=part,
             workers=workers,
             run=run,
-            max_pixels=max_pixels or MAX_PIXELS,
-            progress=tell,
+            max_pixels=max_pixels,
+            progress=report_progress,
         )
     typer.echo(f"{report.made} made, {report.kept} there before, {len(report.failed)} failed; masks in {output}")
     for _, why in report.failed:
@@ -127,44 +88,29 @@ def masks(
         raise typer.Exit(1)
 
 
-_SAM_OPTIONS = (
-    *("points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset"),
-    *("box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor"),
-    "min_mask_region_area",
-)
-_FELZENSZWALB_OPTIONS = ("scale", "sigma", "min_size")
-
-
-def _recipe(segmenter: str, given: dict[str, Any]) -> "Recipe":
-    """What the options ask for; an option of the other segmenter is an error."""
-    choose(segmenter, {"auto": 0, "sam": 0, "felzenszwalb": 0}, "--segmenter")
-    asked = segmenter
-    if segmenter == "auto":
-        segmenter = _automatic(given)
-    foreign = ("sam_model", "device", *_SAM_OPTIONS) if segmenter == "felzenszwalb" else _FELZENSZWALB_OPTIONS
-    for name in foreign:
-        if name in given and not (name == "device" and asked == "auto"):
-            raise ConfigError(f"--{name.replace('_', '-')} is no option of the segmenter {segmenter!r}; leave it out.")
-    if segmenter == "felzenszwalb":
+def _recipe(segmenter: str, sam_model: str | None, device: str, given: dict[str, str]) -> "Recipe":
+    """The segmenter that the options ask for; a setting of another one is an error."""
+    choose(segmenter, dict.fromkeys(("auto", "sam", "felzenszwalb")), "--segmenter")
+    wanted = _automatic(sam_model) if segmenter == "auto" else segmenter
+    if wanted == "felzenszwalb":
         from samdiffsr.masks.felzenszwalb import FelzenszwalbSegmenter
 
-        return FelzenszwalbSegmenter(**{name: given[name] for name in _FELZENSZWALB_OPTIONS if name in given})
+        if segmenter != "auto" and (sam_model or device != "auto"):
+            name = "--sam-model" if sam_model else "--device"
+            raise ConfigError(f"{name} is no option of the segmenter 'felzenszwalb'; leave it out.")
+        return from_text(FelzenszwalbSegmenter, given)
+    from samdiffsr.load import find_device
     from samdiffsr.masks.automatic import GeneratorOptions
     from samdiffsr.masks.sam import DEFAULT_MODEL, SamRecipe
-    from samdiffsr.upscale import find_device
 
-    return SamRecipe(
-        given.get("sam_model", DEFAULT_MODEL),
-        GeneratorOptions(**{name: given[name] for name in _SAM_OPTIONS if name in given}),
-        str(find_device(given.get("device", "auto"))),
-    )
+    return SamRecipe(sam_model or DEFAULT_MODEL, from_text(GeneratorOptions, given), str(find_device(device)))
 
 
-def _automatic(given: dict[str, Any]) -> str:
-    """Choose the segmenter and say so."""
+def _automatic(sam_model: str | None) -> str:
+    """Choose the segmenter and report it."""
     from samdiffsr.masks.sam import DEFAULT_MODEL, SIZES, find_model
 
-    if "sam_model" in given:
+    if sam_model is not None:
         return "sam"
     if find_model(DEFAULT_MODEL):
         typer.echo(f"Segmenter: sam ({DEFAULT_MODEL}).", err=True)
@@ -192,19 +138,19 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
     columns = (TextColumn("masks"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with contextlib.ExitStack() as shown:
-        bar, begun = Progress(*columns, console=Console(stderr=True)), 0.0
+        bar, started = Progress(*columns, console=Console(stderr=True)), 0.0
         task = bar.add_task("")
 
-        def tell(done: int, total: int) -> None:
-            nonlocal begun
+        def report_progress(done: int, total: int) -> None:
+            nonlocal started
             if not total:
                 return
             if not done:
                 shown.enter_context(bar)
-                begun = time.monotonic()
-            bar.update(task, completed=done, total=total, description=_pace(done, total, time.monotonic() - begun))
+                started = time.monotonic()
+            bar.update(task, completed=done, total=total, description=_pace(done, total, time.monotonic() - started))
 
-        yield tell
+        yield report_progress
 
 
 def _pace(done: int, total: int, seconds: float) -> str:

@@ -1,8 +1,62 @@
-"""Options that several verbs share."""
+"""Options that several verbs share, each with one help text; and options made from settings."""
 
-from typing import Annotated
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
+
+from samdiffsr.errors import ConfigError
+from samdiffsr.upscale.settings import FileSettings
+
+
+def option_of(kind: type, name: str) -> Any:
+    """The annotation that makes an option of a settings field, with the words that stand there."""
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
+    hint, words = get_type_hints(kind)[name], field.metadata
+    flag = f"--{name.replace('_', '-')}"
+    help = words["help"] + (f"  [default: {words['unset']}]" if words["unset"] else "")
+    if get_origin(hint) is Literal:  # the settings check it, with the same sentence for the command line and the page
+        hint = str
+    flags = [words["short"], flag] if words["short"] else [flag]
+    return Annotated[hint, typer.Option(*flags, metavar=words["metavar"] or None, help=help)]
+
+
+def with_settings(verb: Callable[..., None]) -> Callable[..., None]:
+    """Let typer see an option for every field in place of a parameter that is a settings object; the verb gets the object."""
+    parameters, made = [], {}
+    for parameter in inspect.signature(verb).parameters.values():
+        kind = parameter.annotation
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(parameter)
+            continue
+        made[parameter.name] = kind, [field.name for field in dataclasses.fields(kind)]
+        for field in dataclasses.fields(kind):
+            hint = option_of(kind, field.name)  # type: ignore[arg-type]
+            parameters.append(parameter.replace(name=field.name, annotation=hint, default=field.default))
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> None:
+        settings = {
+            name: kind(**{field: given.pop(field) for field in fields}) for name, (kind, fields) in made.items()
+        }
+        verb(**given, **settings)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def key_values(given: Sequence[str]) -> dict[str, str]:
+    """What `--set KEY=VALUE` gave; a later one of the same key wins."""
+    pairs = [text.partition("=") for text in given]
+    for key, equals, _ in pairs:
+        if not (key and equals):
+            raise ConfigError(f"--set is {key!r}, but must be KEY=VALUE.")
+    return {key: value for key, _, value in pairs}
+
 
 Cluster = Annotated[
     str | None,
@@ -11,3 +65,11 @@ Cluster = Annotated[
         help="Work on a Ray cluster instead of here: auto (this machine's), local, or an address such as ray://head:10001.",
     ),
 ]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where the networks run: auto, cpu, cuda, cuda:1, mps, ...")]
+Model = Annotated[
+    str, typer.Option("-m", "--model", metavar="NAME", help="'default', a pipeline folder, or a released .ckpt file.")
+]
+Overwrite = option_of(FileSettings, "overwrite")
+MaxPixels = option_of(FileSettings, "max_pixels")
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
+Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Processes at the same time.")]

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from samdiffsr.cli.options import Cluster
+from samdiffsr.cli.options import Cluster, MaxPixels, Workers
 from samdiffsr.errors import ConfigError
+from samdiffsr.images.formats import MAX_PIXELS
 
 Input = Annotated[Path, typer.Option("-i", "--input", metavar="DIR", help="Folder of HR photographs.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write, made if need be.")]
@@ -36,8 +37,6 @@ MissingMasks = Annotated[
 ]
 ResizeMasks = Annotated[bool, typer.Option("--resize-masks", help="Accept masks of another size than the photograph.")]
 PerShard = Annotated[int, typer.Option(min=1, metavar="N", help="Photographs in a shard, at most.")]
-MaxPixels = Annotated[int, typer.Option(min=1, metavar="N", help="Refuse larger photographs.")]
-Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Processes.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +56,7 @@ def prepare(
     missing_masks: MissingMasks = "error",
     resize_masks: ResizeMasks = False,
     images_per_shard: PerShard = 64,
-    max_pixels: MaxPixels = 64_000_000,
+    max_pixels: MaxPixels = MAX_PIXELS,
     workers: Workers = 1,
     cluster: Cluster = None,
 ) -> None:

@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from samdiffsr.cli.options import Set
+
 if TYPE_CHECKING:
     from samdiffsr.training.config import TrainConfig
 
 Config = Annotated[
     str,
-    typer.Argument(help="tiny, light-cpu, light, paper, a YAML file, or weights of a former run."),
+    typer.Argument(metavar="CONFIG", help="tiny, light-cpu, light, paper, a YAML file, or weights of a former run."),
 ]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. diffusion.optim.updates=100.")
+Stage = Annotated[
+    Literal["all", "encoder", "diffusion"],
+    typer.Option(metavar="NAME", help="Which stage to run: all, encoder or diffusion."),
 ]
-Stage = Annotated[Literal["all", "encoder", "diffusion"], typer.Option(help="Which stage to run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 StopAfter = Annotated[
     float | None,

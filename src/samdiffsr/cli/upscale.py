@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from samdiffsr.cli.options import Cluster
+from samdiffsr.cli.options import Cluster, Device, Model, with_settings
 from samdiffsr.errors import ConfigError
+from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
-    from samdiffsr.upscale import FileSettings, Job, Progress, Report, Settings
-
-MAX_PIXELS = 64_000_000  # samdiffsr.images.MAX_PIXELS, which takes numpy to import; a test compares them
+    from samdiffsr.upscale.batch import Progress, Report
+    from samdiffsr.upscale.plan import Job
 
 Places = Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Inputs, the same as -i.", show_default=False)]
 Inputs = Annotated[
@@ -34,65 +34,12 @@ InputList = Annotated[
 Output = Annotated[
     str, typer.Option("-o", "--output", metavar="PATH", help="Folder, made if need be; for one input also a file.")
 ]
-Model = Annotated[
-    str,
-    typer.Option("-m", "--model", metavar="NAME", help="'default', a pipeline folder, or a released .ckpt file."),
-]
-Scale = Annotated[
-    float | None, typer.Option("-s", "--scale", metavar="F", help="Factor above 1, at most 16.  [default: 4]")
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WxH", help="Size instead of a factor; 1920x or x1080 keeps the aspect, 1920x1080 must have it."
-    ),
-]
-Steps = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Denoising steps.  [default: as the model was saved]")
-]
-Detail = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=2, metavar="F", help="0: smooth and truest on average, 1: all that was sampled.  [default: as saved]"
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Each image starts from this seed.")]
-Tile = Annotated[
-    int | None,
-    typer.Option(
-        "-t", "--tile", min=0, metavar="N", help="Side of a tile in input pixels, 0: none.  [default: by free memory]"
-    ),
-]
-Consistency = Annotated[
-    bool, typer.Option("--consistency", help="Make the bicubic reduction of each result equal its input.")
-]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Recursive = Annotated[
     bool, typer.Option("-r", "--recursive", help="Folders within folders too, mirrored in the output.")
 ]
 Suffix = Annotated[
     str | None,
     typer.Option(metavar="TEXT", help="Added to each name in an output folder.  [default: _x4, or what was asked for]"),
-]
-Format = Annotated[
-    str, typer.Option(metavar="NAME", help="auto, png, jpg, webp, tiff; auto keeps the input's where it can.")
-]
-Quality = Annotated[
-    int | None,
-    typer.Option(min=1, max=100, metavar="N", help="Of JPEG and WebP.  [default: 95 for JPEG, lossless for WebP]"),
-]
-Strip = Annotated[
-    bool, typer.Option("--strip-metadata", help="Leave out EXIF, XMP and resolution; the colour profile stays.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
-SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave out images whose output exists.")]
-MaxPixels = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Refuse inputs with more pixels than this, and whatever makes 16 times more on the way.",
-    ),
 ]
 
 
@@ -101,6 +48,7 @@ def register(app: typer.Typer) -> None:
     app.command("upscale")(upscale)
 
 
+@with_settings
 def upscale(
     places: Places = None,
     *,
@@ -108,22 +56,11 @@ def upscale(
     input_list: InputList = None,
     output: Output,
     model: Model = "default",
-    scale: Scale = None,
-    size: Size = None,
-    steps: Steps = None,
-    detail: Detail = None,
-    seed: Seed = 0,
-    tile: Tile = None,
-    consistency: Consistency = False,
+    settings: Settings,
     device: Device = "auto",
     recursive: Recursive = False,
     suffix: Suffix = None,
-    format: Format = "auto",
-    quality: Quality = None,
-    strip_metadata: Strip = False,
-    overwrite: Overwrite = False,
-    skip_existing: SkipExisting = False,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    files: FileSettings,
     cluster: Cluster = None,
 ) -> None:
     """Upscale images by 4, or to any size up to 16 times theirs.
@@ -131,26 +68,16 @@ def upscale(
     An output keeps its input's format if that can be written and can hold its transparency, and becomes PNG otherwise.
     A bad image does not end the batch: it is reported at the end, and the exit code is 1.
     """
-    from samdiffsr.upscale import FileSettings, Report, Settings, plan, read_list
+    from samdiffsr.upscale.batch import Report
+    from samdiffsr.upscale.plan import plan, read_list
 
-    settings = Settings(
-        scale=scale, size=size, steps=steps, detail=detail, seed=seed, tile=tile, consistency=consistency
-    )
-    files = FileSettings(
-        format=format,  # pyright: ignore[reportArgumentType] - checked there
-        strip_metadata=strip_metadata,
-        quality=quality,
-        overwrite=overwrite,
-        skip_existing=skip_existing,
-        max_pixels=max_pixels,
-    )
     ending = settings.output_size.suffix if suffix is None else suffix
     inputs, listed = [*(places or []), *(input or [])], read_list(input_list) if input_list else []
     if cluster is None:
         _refuse_uris(output, *inputs, *listed)
-    how = partial(plan, recursive=recursive, format=format, skip_existing=skip_existing)
+    how = partial(plan, recursive=recursive, format=files.format, skip_existing=files.skip_existing)
     jobs, report = how(inputs, output, ending, listed=listed), Report()
-    _tell_ignored(jobs, output, quality, suffix)
+    _warn_of_ignored(jobs, output, files.quality, suffix)
     try:
         with _Bar() as bar:
             _work(cluster, jobs, settings, files, model, device, on_progress=bar.update, report=report)
@@ -161,39 +88,41 @@ def upscale(
 
 
 def _refuse_uris(*paths: str) -> None:
-    from samdiffsr.upscale import is_uri
+    from samdiffsr.upscale.uris import is_uri
 
     for uri in filter(is_uri, paths):
         raise ConfigError(f"'{uri}' is a URI, which takes --cluster; --cluster local uses this machine's cores.")
 
 
-def _tell_ignored(jobs: "list[Job]", output: str, quality: int | None, suffix: str | None) -> None:
-    """Say which options have nothing to act on."""
+def _warn_of_ignored(jobs: "list[Job]", output: str, quality: int | None, suffix: str | None) -> None:
+    """Name the options that have no effect."""
     from samdiffsr.images import WRITABLE
     from samdiffsr.upscale import uris
 
-    told = []
+    ignored = []
     if quality is not None:
         endings = {os.path.splitext(uris.split(job.target)[0])[1].lower() for job in jobs}
         if not {WRITABLE[ending] for ending in endings} & {"JPEG", "WEBP"}:
-            told.append("--quality is ignored, for no output is JPEG or WebP")
+            ignored.append("--quality is ignored, for no output is JPEG or WebP")
     if suffix is not None and len(jobs) == 1 and jobs[0].target == output:
-        told.append("--suffix is ignored, for the output is one file")
-    if told:
-        typer.echo(f"Note: {'; '.join(told)}.", err=True)
+        ignored.append("--suffix is ignored, for the output is one file")
+    if ignored:
+        typer.echo(f"Note: {'; '.join(ignored)}.", err=True)
 
 
 def _work(
     cluster: str | None,
     jobs: "list[Job]",
-    settings: "Settings",
-    files: "FileSettings",
+    settings: Settings,
+    files: FileSettings,
     model: str,
     device: str,
     **observers: Any,
 ) -> None:
     """Do the jobs here or there."""
-    from samdiffsr.upscale import load_model, upscale_files, upscale_on_cluster, upscale_work
+    from samdiffsr.load import load_model
+    from samdiffsr.upscale.batch import upscale_files
+    from samdiffsr.upscale.cluster import upscale_on_cluster, upscale_work
 
     if cluster is None:
         upscale_files(lambda: load_model(model, device), jobs, settings, files, **observers)

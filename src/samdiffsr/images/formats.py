@@ -28,6 +28,9 @@ READABLE = frozenset(WRITABLE) | {".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"
 QUALITY = Range("quality", 1, 100, whole=True)
 """Of JPEG and WebP."""
 
+MAX_PIXELS = 64_000_000
+"""Largest input accepted unless the caller says otherwise; 16 times as many pixels come out."""
+
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 
 

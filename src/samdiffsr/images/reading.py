@@ -23,11 +23,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from samdiffsr.errors import ImageError, TooLargeError, UnknownFormatError
+from samdiffsr.images.formats import MAX_PIXELS
 from samdiffsr.images.metadata import BROKEN, read_metadata, reason
 from samdiffsr.images.picture import Picture
-
-MAX_PIXELS = 64_000_000
-"""Largest input accepted unless the caller says otherwise; 16 times as many pixels come out."""
 
 # A fixed list: Pillow's full one would run Ghostscript on an EPS, let an ICO hide a larger image in a small one, and
 # end the whole process on a damaged JPEG 2000 (an assertion in openjpeg 2.5.4; met while fuzzing).

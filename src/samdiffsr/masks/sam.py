@@ -73,7 +73,9 @@ class SamSegmenter:
             if not (isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)):
                 raise
             size = f"{image.shape[1]}x{image.shape[0]}"
-            raise MaskError(f"not enough memory to segment {size} pixels; lower --points-per-batch.") from error
+            raise MaskError(
+                f"not enough memory to segment {size} pixels; lower points_per_batch with --set."
+            ) from error
 
 
 class SamPointModel:

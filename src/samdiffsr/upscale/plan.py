@@ -15,9 +15,7 @@ from pathlib import Path
 from samdiffsr.errors import ConfigError, ImageError, choose
 from samdiffsr.images import READABLE, WRITABLE, check_target, is_picture_name
 from samdiffsr.upscale import uris
-
-FORMATS = {"auto": "", "png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
-"""What `--format` may be -> the extension it gives."""
+from samdiffsr.upscale.settings import FORMATS
 
 _FOREIGN = frozenset({".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".pdf"})
 """Extensions of an output that is meant as a file, though it can be neither written nor read."""
@@ -73,7 +71,8 @@ def plan(
     output = os.fspath(output)
     if {"/", os.sep, "\0"} & set(suffix):
         raise ConfigError(f"The suffix is {suffix!r}, but it is part of a file name and cannot contain a separator.")
-    wanted = choose(format, FORMATS, "format")
+    choose(format, dict.fromkeys(FORMATS), "format")
+    wanted = "" if format == "auto" else f".{format}"
     sources = _sources([*((given, True) for given in inputs), *((given, False) for given in listed)], output, recursive)
     extension = os.path.splitext(uris.split(output)[0])[1].lower()
     if extension in _FOREIGN and len(sources) == 1 and sources[0].named and not os.path.lexists(output):

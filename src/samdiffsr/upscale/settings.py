@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from samdiffsr.errors import ConfigError, Range, choose
-from samdiffsr.images import MAX_PIXELS
-from samdiffsr.images.formats import QUALITY
+from samdiffsr.images.formats import MAX_PIXELS, QUALITY
 from samdiffsr.sampling.ranges import DETAIL, SEED, STEPS, TILE
 
 if TYPE_CHECKING:
     from samdiffsr.upscale.size import OutputSize
 
 Class = TypeVar("Class")
+Format = Literal["auto", "png", "jpg", "webp", "tiff"]
+FORMATS = get_args(Format)
 
 
 def _setting(
@@ -122,7 +123,7 @@ class FileSettings:
         ConfigError: a value out of its range, or both switches.
     """
 
-    format: Literal["auto", "png", "jpg", "webp", "tiff"] = _setting(
+    format: Format = _setting(  # noqa: RUF009 - a field
         "auto", "auto, png, jpg, webp, tiff; auto keeps the input's where it can.", metavar="NAME"
     )
     quality: int | None = _setting(
@@ -133,11 +134,11 @@ class FileSettings:
         unset="95 for JPEG, lossless for WebP",
     )
     strip_metadata: bool = _setting(False, "Leave out EXIF, XMP and resolution; the colour profile stays.")
-    overwrite: bool = _setting(False, "Replace outputs that exist.")
+    overwrite: bool = _setting(False, "Replace what is at the output already.")
     skip_existing: bool = _setting(False, "Leave out images whose output exists.")
     max_pixels: int = _setting(
         MAX_PIXELS,
-        "Refuse inputs with more pixels than this, and whatever makes 16 times more on the way.",
+        "Refuse images with more pixels than this.",
         metavar="N",
         range=Range("max_pixels", 1, whole=True),
     )
@@ -146,6 +147,11 @@ class FileSettings:
         _check(self)
         if self.overwrite and self.skip_existing:
             raise ConfigError("overwrite and skip_existing contradict each other; give one of them.")
+
+    @property
+    def extension(self) -> str:
+        """That of every result, such as ".png"; empty for "auto"."""
+        return "" if self.format == "auto" else f".{self.format}"
 
 
 def _check(settings: Any) -> None:

@@ -12,9 +12,9 @@ from samdiffsr.errors import ConfigError, ImageError, TooLargeError
 from samdiffsr.images import ALPHA, Metadata, Picture, check_target, encode_image, image_size, read_image
 from samdiffsr.load import load_model
 from samdiffsr.resize import SCALE
-from samdiffsr.upscale import FORMATS, FileSettings, Settings, enlarge
-from samdiffsr.upscale.enlarge import check_size
+from samdiffsr.upscale.enlarge import check_size, enlarge
 from samdiffsr.upscale.plan import result_name
+from samdiffsr.upscale.settings import FileSettings, Settings
 from samdiffsr.upscale.size import passes
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _target(name: str, picture: Picture, wanted: Wanted) -> str:
         height, width = check_size(height, width, output_size, wanted.files.max_pixels)
     except ImageError as error:
         raise type(error)(f"'{name}': {error}") from error
-    target = result_name(name, output_size.suffix, FORMATS[wanted.files.format])
+    target = result_name(name, output_size.suffix, wanted.files.extension)
     stem, ending = os.path.splitext(target)
     if picture.alpha is not None and wanted.files.format == "auto" and ending.lower() not in ALPHA:
         target = stem + ".png"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
 from samdiffsr.errors import ConfigError, choose
-from samdiffsr.upscale import FileSettings, Settings, from_text
+from samdiffsr.upscale.settings import FileSettings, Settings, from_text
 from samdiffsr.web.engine import Wanted
 
 FILE_FIELDS = ("format", "quality", "strip_metadata")
