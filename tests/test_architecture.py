@@ -77,6 +77,16 @@ def test_files_and_functions_stay_small_and_say_what_they_are(file):
             assert node.end_lineno - node.lineno < 70, f"{node.name} is too long"
 
 
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_text_files_name_their_encoding(file):
+    """Windows would take the code page of the country."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr in ("read_text", "write_text"):
+            assert any(word.arg == "encoding" for word in node.keywords), f"line {node.lineno}"
+
+
 def test_no_file_is_too_large_for_the_repository():
     for file in (ROOT / "src/samdiffsr/weights").rglob("*"):
         assert file.stat().st_size < 16 * 2**20

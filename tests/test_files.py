@@ -147,3 +147,21 @@ def test_nothing_else_renames_or_names_unfinished_files() -> None:
         if "os.replace" in (text := path.read_text()) or ".tmp" in text
     }
     assert users == {"files.py", "export/run_onnx.py"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows itself refuses it")
+def test_only_what_is_open_for_writing_is_flushed_as_windows_demands(tmp_path: Path, monkeypatch) -> None:
+    import fcntl
+
+    flushed = []
+
+    def fsync(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "FlushFileBuffers needs write access")
+        flushed.append(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_folder(tmp_path / "folder") as fresh:
+        (fresh / "a").write_bytes(b"content")
+    write_json({}, tmp_path / "b.json")
+    assert len(flushed) == 2 and names(tmp_path) == ["b.json", "folder"]

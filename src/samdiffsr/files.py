@@ -146,8 +146,5 @@ def _explained(path: Path, error: type[SamDiffSRError]) -> Iterator[None]:
 
 
 def _to_disk(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(file, "r+b") as stream:  # Windows flushes only what is open for writing
+        os.fsync(stream.fileno())

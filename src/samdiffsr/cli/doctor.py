@@ -116,7 +116,7 @@ def check_weights() -> list[str]:
     from samdiffsr.pipeline import DEFAULT_MODEL
 
     problems = []
-    for line in (DEFAULT_MODEL / "SHA256SUMS").read_text().splitlines():
+    for line in (DEFAULT_MODEL / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         expected, name = line.split(maxsplit=1)
         file = DEFAULT_MODEL / name
         if not file.is_file():

@@ -220,7 +220,7 @@ def _kept(plan: ShardPlan, tar: Path, index: Path) -> dict | None:
     """The index of a shard made earlier, unless it is unfinished or damaged, holds what is not accepted now, or a source
     has changed."""
     try:
-        content, written = json.loads(index.read_text()), index.stat().st_mtime_ns
+        content, written = json.loads(index.read_text(encoding="utf-8")), index.stat().st_mtime_ns
         if tar.stat().st_size != content["bytes"] or not content["tools"]:
             return None
         for (photo, regions, targets), image in zip(plan.sources(), content["images"], strict=True):

@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> dict:
         ConfigError: there is none, or it is of another version.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"folder {folder} has no manifest.json: it is no prepared folder, or not finished.") from None
     except (OSError, ValueError) as error:

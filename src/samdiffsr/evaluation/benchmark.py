@@ -268,14 +268,14 @@ class Memory:
             return torch.cuda.max_memory_allocated(self.cuda)
         if not self.reset:
             return None
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def _reset_peak() -> bool:
     """Start a new peak of resident memory (proc(5)); False where the system has none."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_bytes(b"5")
     except OSError:
         return False
     return True

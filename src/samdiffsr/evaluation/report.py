@@ -151,7 +151,7 @@ def _machine(methods: Sequence[Method]) -> Document:
 def _processor() -> str:
     """The processor's name from Linux, else from Python."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -224,7 +224,7 @@ def _compare_options(output: Path, record: dict[str, Any]) -> None:
     """A ConfigError if the options in the folder are not those of this recipe."""
     file = output / OPTIONS
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read ({error}); use a new folder.") from error
     if found != record:

@@ -166,13 +166,16 @@ def free_memory(device: torch.device) -> int | None:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     found = []
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     except OSError:  # not Linux
         if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
             found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     try:
-        most, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
+        most, used = (
+            Path("/sys/fs/cgroup", name).read_text(encoding="utf-8").strip()
+            for name in ("memory.max", "memory.current")
+        )
         found += [int(most) - int(used)] if most != "max" else []
     except OSError:  # no control group
         pass

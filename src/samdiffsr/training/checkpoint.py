@@ -31,7 +31,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], numbers: dict, *, 
     sweep(folder, idle_seconds=0)  # a run has one writer, so these are of a killed process
     with whole_folder(Path(folder) / f"{numbers['update']:08d}") as fresh:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, fresh / TENSORS)
-        (fresh / NUMBERS).write_text(json.dumps({"checksum": _checksum(fresh / TENSORS)} | numbers))
+        (fresh / NUMBERS).write_text(json.dumps({"checksum": _checksum(fresh / TENSORS)} | numbers), encoding="utf-8")
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
         return None
     newest = found[-1]
     try:
-        numbers = json.loads((newest / NUMBERS).read_text())
+        numbers = json.loads((newest / NUMBERS).read_text(encoding="utf-8"))
         if numbers.pop("checksum") != _checksum(newest / TENSORS):
             raise ValueError("its checksum is wrong")
         return load_file(newest / TENSORS), numbers

@@ -220,7 +220,7 @@ def _read(source: str) -> Any:
         if source.endswith(".safetensors"):
             with safe_open(source, "pt") as file:
                 return json.loads(((file.metadata() or {}).get(METADATA)) or "null")
-        return yaml.safe_load((preset if preset.is_file() else Path(source)).read_text())
+        return yaml.safe_load((preset if preset.is_file() else Path(source)).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, SafetensorError) as error:
         raise ConfigError(f"configuration {source} cannot be read: {error}.") from None
 

@@ -59,7 +59,7 @@ class Log:
     def _write(self, name: str, update: int, record: dict[str, float]) -> None:
         if not self.active:
             return
-        with open(self.folder / name, "a") as file:
+        with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"update": update} | record) + "\n")
         if self.writer is not None:
             for key, value in record.items():
@@ -70,6 +70,6 @@ def _cut(file: Path, update: int) -> None:
     """Drop the records after `update`, and a last line that a kill left unfinished."""
     if not file.exists():
         return
-    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in lines if json.loads(line)["update"] <= update]
     write_whole("".join(kept).encode(), file)

@@ -362,7 +362,7 @@ def _start_folder(folder: Path, config: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output folder {folder} cannot be made: {error.strerror}.") from None
-    (folder / "config.json").write_text(config.model_dump_json(indent=2))
+    (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
 
 
 def _claim(folder: Path, state: TrainState, identity: dict, *, resume: bool) -> None:
