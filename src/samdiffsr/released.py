@@ -68,7 +68,10 @@ def read_released(path: str | os.PathLike[str]) -> ReleasedCheckpoint:
         CheckpointError: if the file is missing, damaged, of another kind, would run code, or its tensors do not fit.
     """
     file = Path(path)
-    tensors, global_step = _read_tensors(file)
+    return _full_model(file, *_read_tensors(file))
+
+
+def _full_model(file: Path, tensors: Tensors, global_step: int | None) -> ReleasedCheckpoint:
     encoder_part, denoiser_part = _with_prefix(tensors, ENCODER), _with_prefix(tensors, DENOISER)
     if not denoiser_part:
         hint = "; use read_released_encoder for an encoder's own file" if _count(tensors, BLOCK) else ""
@@ -90,7 +93,7 @@ def read_released_encoder(path: str | os.PathLike[str]) -> RRDBEncoder:
     """
     file = Path(path)
     tensors, _ = _read_tensors(file)
-    if any(name.startswith((ENCODER, DENOISER)) for name in tensors):
+    if _is_full(tensors):
         raise CheckpointError(f"{file} is a full released model, not an encoder's own file; use read_released.")
     return _build(RRDBEncoder, _encoder_sizes(tensors, file, ""), tensors, file, "")
 
@@ -106,7 +109,34 @@ def load_released(path: str | os.PathLike[str], released_preprocessing: bool = F
     Raises:
         CheckpointError: as `read_released`.
     """
-    released = read_released(path)
+    return _pipeline(read_released(path), released_preprocessing)
+
+
+def load_any_released(
+    path: str | os.PathLike[str], released_preprocessing: bool = False
+) -> SamDiffSRPipeline | RRDBEncoder:
+    """The pipeline of a full released checkpoint, or the encoder of the encoder's own file; see `load_released`.
+
+    Raises:
+        CheckpointError: as `read_released`.
+        ConfigError: `released_preprocessing` for an encoder, which has no base to upscale.
+    """
+    file = Path(path)
+    tensors, global_step = _read_tensors(file)
+    if _is_full(tensors) or not _count(tensors, BLOCK):
+        return _pipeline(_full_model(file, tensors, global_step), released_preprocessing)
+    if released_preprocessing:
+        raise ConfigError(
+            f"{file} is an encoder's own file, so leave out --released-preprocessing: it has no effect there."
+        )
+    return _build(RRDBEncoder, _encoder_sizes(tensors, file, ""), tensors, file, "")
+
+
+def _is_full(tensors: Tensors) -> bool:
+    return any(name.startswith((ENCODER, DENOISER)) for name in tensors)
+
+
+def _pipeline(released: ReleasedCheckpoint, released_preprocessing: bool) -> SamDiffSRPipeline:
     steps = len(released.betas)
     scheduler = DDPMScheduler(
         num_train_timesteps=steps,

@@ -6,10 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from samdiffsr import SamDiffSRPipeline
 from samdiffsr.cli import main
+from samdiffsr.models.encoder import RRDBEncoder
+from samdiffsr.models.weights import load_network
 from support import GOLDEN, prepare
 
 
@@ -79,6 +82,17 @@ def test_a_missing_extra_is_named(photos, capsys, monkeypatch, line, extra):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     assert samdiffsr(*line.split()) == 2
     assert f"pycocotools is not installed: pip install 'samdiffsr[{extra}]'" in capsys.readouterr().err
+
+
+def test_convert_the_encoders_own_file(tmp_path, capsys):
+    model = torch.load(GOLDEN / "released_small.ckpt", weights_only=True)["state_dict"]["model"]
+    own = {name.removeprefix("rrdb."): tensor for name, tensor in model.items() if name.startswith("rrdb.")}
+    torch.save({"state_dict": {"model": own}, "global_step": 100_000}, tmp_path / "rrdb.ckpt")
+    assert samdiffsr("convert", tmp_path / "rrdb.ckpt", "-o", tmp_path / "x", "--released-preprocessing") == 2
+    assert "leave out --released-preprocessing" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    assert samdiffsr("convert", tmp_path / "rrdb.ckpt", "-o", tmp_path / "encoder") == 0
+    state = load_network(RRDBEncoder, tmp_path / "encoder").state_dict()  # as training loads `diffusion.encoder`
+    assert state.keys() == own.keys() and all(torch.equal(state[name], own[name].float()) for name in own)
 
 
 def test_convert(tmp_path, capsys):
