@@ -100,6 +100,20 @@ def test_bytes_depend_on_neither_workers_nor_machine(photos, tmp_path_factory):
     assert contents(elsewhere / "out") == contents(photos / "out")
 
 
+def test_a_folder_of_links_is_the_folder_itself(photos):
+    """How docs/data.md makes one set of two folders."""
+    prepare(photos)
+    before = contents(photos / "out")
+    for part in ("hr", "masks"):
+        (photos / part).rename(photos / f"real-{part}")
+        (photos / part).mkdir()
+        for file in (photos / f"real-{part}").iterdir():
+            (photos / part / file.name).symlink_to(file)
+    shutil.rmtree(photos / "out")
+    prepare(photos)
+    assert contents(photos / "out") == before
+
+
 def test_a_run_in_any_order_gives_the_same_manifest(photos, tmp_path):
     prepare(photos, images_per_shard=1)
     before = contents(photos / "out")
