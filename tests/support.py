@@ -31,6 +31,11 @@ def settings_of(options: dict[str, Any]) -> tuple[Settings, FileSettings]:
     return Settings(**picture), FileSettings(**{name: value for name, value in options.items() if name in own})
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too, by its path in the folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -57,6 +62,12 @@ def save_image(file: Path, image: np.ndarray) -> None:
     Image.fromarray(image).save(file)
 
 
+def photograph(number: int, size: tuple[int, int] = (48, 36)) -> Image.Image:
+    """Patches of colour; width and height are `size`."""
+    colours = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
+
+
 def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -74,6 +85,12 @@ def scanlines(pixels: np.ndarray) -> bytes:
 
 
 # --- photographs with masks ---------------------------------------------------------------------------------------------
+
+
+def left_half(height, width):
+    mask = np.zeros((height, width), bool)
+    mask[:, :17] = True
+    return mask
 
 
 def write_masks(path, masks):

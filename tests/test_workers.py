@@ -11,7 +11,7 @@ from PIL import Image
 from samdiffsr import SamDiffSRError
 from samdiffsr.cli import main
 from samdiffsr.workers import cluster, cluster_map, on_cluster
-from support import EXAMPLES
+from support import EXAMPLES, contents
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(600)  # a worker process takes seconds to start, and on a busy machine many
@@ -90,10 +90,6 @@ def photos(tmp_path, monkeypatch):
         with Image.open(EXAMPLES / f"{name}.png") as picture:
             picture.crop((10, 20, 42 + number, 60)).save(tmp_path / "hr" / f"{name}.png")
     return tmp_path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def run(*arguments: str, code: int = 0) -> None:

@@ -13,7 +13,7 @@ from samdiffsr.upscale.batch import Progress, Report, upscale_files
 from samdiffsr.upscale.cluster import Work, _pipeline, upscale_on_cluster, upscale_work
 from samdiffsr.upscale.plan import Job, plan
 from samdiffsr.upscale.settings import Settings
-from support import noise_image, settings_of
+from support import contents, noise_image, settings_of
 
 pytest.importorskip("pyarrow")
 
@@ -28,10 +28,6 @@ def upscale(
 ) -> Report:
     jobs = plan([str(given) for given in inputs], str(output))
     return upscale_on_cluster(run, jobs, *settings_of(options), model=str(model), **(more or {}))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
