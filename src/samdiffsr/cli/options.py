@@ -13,15 +13,12 @@ from samdiffsr.upscale.settings import FileSettings
 
 
 def option_of(kind: type, name: str) -> Any:
-    """The annotation that makes an option of a settings field, with the words that stand there."""
-    field = next(field for field in dataclasses.fields(kind) if field.name == name)
-    hint, words = get_type_hints(kind)[name], field.metadata
+    """The option for a settings field, with the words that stand there."""
+    words = next(field for field in dataclasses.fields(kind) if field.name == name).metadata
     flag = f"--{name.replace('_', '-')}"
     help = words["help"] + (f"  [default: {words['unset']}]" if words["unset"] else "")
-    if get_origin(hint) is Literal:  # the settings check it, with the same sentence for the command line and the page
-        hint = str
     flags = [words["short"], flag] if words["short"] else [flag]
-    return Annotated[hint, typer.Option(*flags, metavar=words["metavar"] or None, help=help)]
+    return typer.Option(*flags, metavar=words["metavar"] or None, help=help)
 
 
 def with_settings(verb: Callable[..., None]) -> Callable[..., None]:
@@ -34,7 +31,10 @@ def with_settings(verb: Callable[..., None]) -> Callable[..., None]:
             continue
         made[parameter.name] = kind, [field.name for field in dataclasses.fields(kind)]
         for field in dataclasses.fields(kind):
-            hint = option_of(kind, field.name)  # type: ignore[arg-type]
+            hint = get_type_hints(kind)[field.name]
+            if get_origin(hint) is Literal:  # the settings check it, with one sentence for command line and page
+                hint = str
+            hint = Annotated[hint, option_of(kind, field.name)]  # type: ignore[arg-type]
             parameters.append(parameter.replace(name=field.name, annotation=hint, default=field.default))
 
     @functools.wraps(verb)
@@ -69,7 +69,7 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="Where the networks ru
 Model = Annotated[
     str, typer.Option("-m", "--model", metavar="NAME", help="'default', a pipeline folder, or a released .ckpt file.")
 ]
-Overwrite = option_of(FileSettings, "overwrite")
-MaxPixels = option_of(FileSettings, "max_pixels")
+Overwrite = Annotated[bool, option_of(FileSettings, "overwrite")]
+MaxPixels = Annotated[int, option_of(FileSettings, "max_pixels")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]
 Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Processes at the same time.")]

@@ -2,7 +2,7 @@
 
 A URI is `scheme://place/path`, percent-encoded; what stands after a `?` are options of its file system, as in
 `s3://bucket/photos?endpoint_override=minio:9000&scheme=http`. pyarrow, which comes with ray[data], knows file, s3, gs, abfs
-and hdfs, and finds keys and passwords where their own tools do.
+and hdfs, finds keys and passwords where their own tools do, and tries a request to S3 again for some seconds when it fails.
 """
 
 import contextlib
@@ -128,17 +128,39 @@ def store(file: Path, uri: str) -> None:
 
 
 def connect(uri: str) -> None:
-    """Make sure that a URI can be used here; a ConfigError says why not. What it names need not exist."""
-    _place(uri)
+    """Make sure that the place of a URI can be reached; a ConfigError says why not. The file itself need not exist."""
+    system, path = _place(uri)
+    if system.type_name == "s3":
+        _find_bucket(_root(uri), path.lstrip("/").partition("/")[0])
+
+
+@lru_cache(maxsize=64)  # one request for a bucket, not one for each of its million pictures
+def _find_bucket(root: str, bucket: str) -> None:
+    from pyarrow.fs import FileType
+
+    system, _ = _file_system(root)
+    try:
+        kind = system.get_file_info(bucket).type
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot reach the bucket '{bucket}' ({_reason(error)}); check the network, the endpoint and the keys."
+        ) from error
+    if kind == FileType.NotFound:
+        raise ConfigError(f"There is no bucket '{bucket}'; check its name and the endpoint.")
 
 
 def _place(uri: str) -> "tuple[FileSystem, str]":
     """The file system of a URI and its path there."""
+    path = split(uri)[0].partition("://")[2].partition("/")[2]
+    system, root = _file_system(_root(uri))
+    return system, f"{root.rstrip('/')}/{unquote(path)}"
+
+
+def _root(uri: str) -> str:
+    """A URI without its path."""
     bare, options = split(uri)
     scheme, _, rest = bare.partition("://")
-    place, _, path = rest.partition("/")
-    system, root = _file_system(f"{scheme}://{place}/{options}")
-    return system, f"{root.rstrip('/')}/{unquote(path)}"
+    return f"{scheme}://{rest.partition('/')[0]}/{options}"
 
 
 @lru_cache(maxsize=64)  # connecting to a bucket asks for its region
@@ -152,5 +174,5 @@ def _file_system(root: str) -> "tuple[FileSystem, str]":
 
 
 def _reason(error: Exception) -> str:
-    """In one line."""
-    return " ".join(str(error).split())[:300].rstrip(".")
+    """In one line, without the number that a store gives each request."""
+    return re.sub(r" \(Request ID:[^)]*\)", "", " ".join(str(error).split()))[:300].rstrip(".")
