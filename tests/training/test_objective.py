@@ -9,7 +9,7 @@ import torch
 
 from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError
 from samdiffsr.data.dataset import Batch, PreparedPhotos
-from samdiffsr.training.config import DiffusionConfig, LossConfig, OptimConfig, StageConfig
+from samdiffsr.training.config import DiffusionConfig, EncoderConfig, EncoderLossConfig, LossConfig, OptimConfig
 from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, normal, uniform
 from samdiffsr.training.run import (
     diffusion_objective,
@@ -110,14 +110,14 @@ def test_the_level_reaches_both_networks_and_is_learned(photos):
     with torch.no_grad():
         for parameter in [*encoder.parameters(), *denoiser.parameters()]:
             parameter.add_(0.05 * torch.randn_like(parameter))
-    stage1 = EncoderObjective(encoder, StageConfig(optim=optim, loss=LossConfig(level_weight=0.5)))
+    stage1 = EncoderObjective(encoder, EncoderConfig(optim=optim, loss=EncoderLossConfig(level_weight=0.5)))
     stage2 = DiffusionObjective(denoiser, encoder, DiffusionConfig(optim=optim, base="encoder", rollout=0.5))
     for objective in (stage1, stage2):
         assert terms_of(objective, batch)["pixel"].item() != terms_of(objective, other)["pixel"].item()
     wanted = 0.5 * (encoder.level_head(batch.lr) - batch.level).square().mean()
     assert terms_of(stage1, batch)["level"].item() == pytest.approx(wanted.item())
     assert "level" not in terms_of(stage2, batch)
-    blind = EncoderObjective(LightEncoder(8, 1), StageConfig(optim=optim))
+    blind = EncoderObjective(LightEncoder(8, 1), EncoderConfig(optim=optim))
     assert "level" not in terms_of(blind, batch)
 
 

@@ -73,9 +73,6 @@ class LossConfig(_Frozen):
     pixel: Literal["l1", "l2"] = "l1"
     features_weight: float = Field(0.0, ge=0)
     features_file: Path | None = Field(None, description="weights of a VGG16, see docs/training.md")
-    level_weight: float = Field(
-        0.1, gt=0, description="of the squared error of the estimated level, for an encoder that takes the level"
-    )
     adversarial_weight: float = Field(0.0, ge=0)
     adversarial: Literal["softplus", "hinge", "relativistic"] = Field(
         "softplus", description="form of the adversarial loss"
@@ -97,6 +94,9 @@ class EncoderLossConfig(LossConfig):
     """The loss of stage 1: the pixel loss is a weighted sum over "hr" and names given to `samdiffsr prepare --targets`."""
 
     targets: dict[str, Annotated[float, Field(gt=0)]] = Field({"hr": 1.0}, min_length=1, description="name: weight")
+    level_weight: float = Field(
+        0.1, gt=0, description="of the squared error of the estimated level, for an encoder that takes the level"
+    )
 
 
 class StructureConfig(_Frozen):

@@ -47,7 +47,6 @@ class Objective(nn.Module, ABC):
     def __init__(self, loss: LossConfig) -> None:
         super().__init__()
         self.pixel_loss, self.features_weight = PIXEL_LOSSES[loss.pixel], loss.features_weight
-        self.level_weight = loss.level_weight
         self.has_discriminator = loss.adversarial_weight > 0
         self.feature_loss = FeatureLoss(loss.features_file) if loss.features_file else None
 
@@ -80,7 +79,7 @@ class EncoderObjective(Objective):
 
     def __init__(self, network: nn.Module, config: EncoderConfig) -> None:
         super().__init__(config.loss)
-        self.network, self.targets = network, config.loss.targets
+        self.network, self.targets, self.level_weight = network, config.loss.targets, config.loss.level_weight
         self.trained, self.rates = {"encoder": network}, {"encoder": 1.0}
 
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
