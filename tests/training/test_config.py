@@ -1,8 +1,9 @@
 """Configurations: bad ones are refused by key, presets are valid, every field is read."""
 
 import pytest
+import torch
 
-from samdiffsr import SamDiffSRError
+from samdiffsr import ConditionalUNet, RRDBEncoder, SamDiffSRError
 from samdiffsr.training.config import PRESETS, _Frozen, load_config
 from samdiffsr.training.run import train_diffusion, train_encoder
 from support import quiet, tiny
@@ -51,7 +52,23 @@ def test_unreadable_configurations(tmp_path):
 @pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.yaml")))
 def test_presets_are_valid(preset, feature_file):
     overrides = [f"diffusion.loss.features_file={feature_file}"] if preset == "light-cpu" else []
-    assert load_config(preset, overrides).family == ("paper" if preset == "paper" else "light")
+    assert load_config(preset, overrides).family == ("paper" if preset in ("paper", "released") else "light")
+
+
+def test_released_and_paper_say_what_they_are():
+    """The sizes of the released model; its modulation against the paper's equations, and nothing else between the two."""
+    released, paper = (load_config(preset, []) for preset in ("released", "paper"))
+    with torch.device("meta"):
+        networks = RRDBEncoder(**released.encoder.network), ConditionalUNet(**released.diffusion.network)
+    assert [sum(p.numel() for p in network.parameters()) for network in networks] == [12_381_443, 12_934_915]
+    assert paper.encoder == released.encoder
+    theirs, ours = (config.diffusion.model_dump() for config in (released, paper))
+    found = {key: (theirs[key], ours[key]) for key in theirs if theirs[key] != ours[key]}
+    assert found.pop("loss")[1]["pixel"] == "l2"
+    assert found.pop("shift") == ("released", "paper")
+    assert found.pop("target") == ("marginal_noise", "posterior_noise")
+    assert found.pop("structure")[0] == {"encoding": "rope", "mean_over": "image", "overlap": "last"}
+    assert set(found) <= {"structure_weight"}
 
 
 def test_weights_carry_their_configuration(photos, tmp_path):

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 Config = Annotated[
     str,
-    typer.Argument(metavar="CONFIG", help="tiny, light-cpu, light, paper, a YAML file, or weights of a former run."),
+    typer.Argument(
+        metavar="CONFIG", help="tiny, light-cpu, light, paper, released, a YAML file, or weights of a former run."
+    ),
 ]
 Stage = Annotated[
     Literal["all", "encoder", "diffusion"],
