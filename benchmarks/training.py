@@ -38,7 +38,7 @@ PICTURES = 64  # written as PNG files, the first that are large enough
 
 
 class PngPhotos:
-    """What most trainers do: open three files, decode them whole, cut one crop out."""
+    """As most trainers do: open three files, decode them whole, cut one crop out."""
 
     def __init__(self, photos: PreparedPhotos, folder: Path) -> None:
         self.folder, self.crop_lr, self.count = folder, photos.crop_lr, 0

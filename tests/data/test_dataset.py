@@ -20,7 +20,7 @@ def test_masks_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (None, "missing"),
         ("{", "cannot be read"),
@@ -30,13 +30,13 @@ def test_masks_round_trip(tmp_path):
         ('[{"segmentation": {"size": [9, 7], "counts": "0"}}]', "[9, 7]"),
     ],
 )
-def test_bad_mask_files_are_named(tmp_path, content, told):
+def test_bad_mask_files_are_named(tmp_path, content, reason):
     file = tmp_path / "m.json"
     if content is not None:
         file.write_text(content)
     with pytest.raises(SamDiffSRError) as caught:
         read_records(file, (7, 9))
-    assert told in str(caught.value)
+    assert reason in str(caught.value)
     assert "m.json" in str(caught.value)
 
 

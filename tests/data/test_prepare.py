@@ -51,7 +51,7 @@ def test_manifest(photos):
     assert manifest["structure"] == {"encoding": "rope", "mean_over": "region", "overlap": "sum"}
     assert manifest["tools"][0]["numpy"] == np.__version__
     (entry,) = manifest["shards"]
-    assert (made.images, made.shards, made.bytes, made.strangers) == (2, 1, entry["bytes"], 0)
+    assert (made.images, made.shards, made.bytes, made.leftovers) == (2, 1, entry["bytes"], 0)
     index = (photos / f"out/{entry['name']}.json").read_bytes()
     assert entry["index_sha256"] == hashlib.sha256(index).hexdigest()
     for image, stem in zip(json.loads(index)["images"], "ab", strict=True):
@@ -204,7 +204,7 @@ def test_shards_of_earlier_runs_are_counted_and_kept(photos):
     prepare(photos)
     (photos / "hr/a.png").unlink()
     made = prepare(photos)
-    assert (made.images, made.strangers) == (1, 1)
+    assert (made.images, made.leftovers) == (1, 1)
     assert PreparedImages(photos / "out").stems == ["b"]
 
 

@@ -12,7 +12,7 @@ POSTERIOR = ("diffusion.target=posterior_noise", "diffusion.scheduler=ddpm", "di
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reason"),
     [
         (["diffusion.shft=paper"], "diffusion.shft"),
         (["diffusion.shift=papr"], "'bridge'"),
@@ -35,10 +35,10 @@ POSTERIOR = ("diffusion.target=posterior_noise", "diffusion.scheduler=ddpm", "di
         (["family.x=1"], "not a section"),
     ],
 )
-def test_bad_configurations_name_the_key(overrides, told):
+def test_bad_configurations_name_the_key(overrides, reason):
     with pytest.raises(SamDiffSRError) as caught:
         load_config("tiny", overrides)
-    assert told in str(caught.value)
+    assert reason in str(caught.value)
 
 
 def test_unreadable_configurations(tmp_path):

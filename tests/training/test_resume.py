@@ -130,12 +130,12 @@ def test_a_damaged_checkpoint_is_refused_by_name(photos, tmp_path, damage):
 
 def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
     train_encoder(tiny(photos, tmp_path / "run"), resume=False, on_update=quiet)
-    for override, told in (
+    for override, reason in (
         ("seed=1", "seed is 1"),
         ("encoder.data.batch=4", "batch is 4"),
         ("encoder.network={width: 16, blocks: 2}", "trunk.1"),
     ):
-        with pytest.raises(SamDiffSRError, match=told):
+        with pytest.raises(SamDiffSRError, match=reason):
             train_encoder(tiny(photos, tmp_path / "run", override), resume=True, on_update=quiet)
 
 

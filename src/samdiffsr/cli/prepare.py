@@ -2,13 +2,16 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from samdiffsr.cli.options import Cluster, MaxPixels, Workers
 from samdiffsr.errors import ConfigError
 from samdiffsr.images.formats import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from samdiffsr.data.prepare import PreparedFolder
 
 Input = Annotated[Path, typer.Option("-i", "--input", metavar="DIR", help="Folder of HR photographs.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write, made if need be.")]
@@ -108,12 +111,18 @@ def prepare(
             run=run,
             progress=progress,
         )
+    _report(made, output)
+
+
+def _report(made: "PreparedFolder", output: Path) -> None:
     typer.echo(
         f"{made.images} photographs in {made.shards} shards, {made.bytes / 1e6:.0f} MB, in {output}; "
         f"{made.without_masks} without masks, {made.resized_masks} with masks of another size."
     )
-    if made.strangers:
-        typer.echo(f"Note: {made.strangers} shards of earlier runs in {output} do not belong to it any more.", err=True)
+    if made.leftovers:
+        typer.echo(
+            f"Warning: {made.leftovers} shards of earlier runs in {output} do not belong to it any more.", err=True
+        )
 
 
 def _folders(targets: list[str]) -> dict[str, Path]:

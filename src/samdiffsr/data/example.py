@@ -78,7 +78,7 @@ def prepare_example(
     Args:
         photo: any picture `read_image` reads. 16 bits are rounded to 8; transparency is refused.
         regions: "<stem>.json" with region masks (`kind` "masks"), or "<stem>.npy" with a ready map ("structure").
-        targets: name -> picture of the cropped photograph's size, which the encoder shall learn from.
+        targets: name -> picture of the cropped photograph's size, from which the encoder may learn.
 
     Raises:
         ImageError, MaskError: naming the file and what is wrong with it.
@@ -87,8 +87,8 @@ def prepare_example(
     shape = (hr.shape[0], hr.shape[1])
     structure, resized = _structure(regions, kind, shape, options)
     if structure is None and options.missing_masks == "error":
-        told = "holds no region" if regions.exists() else "is missing"
-        raise MaskError(f"mask file {regions} {told}: make it again, or accept that with --missing-masks zero.")
+        problem = "holds no region" if regions.exists() else "is missing"
+        raise MaskError(f"mask file {regions} {problem}: make it again, or accept that with --missing-masks zero.")
     height, width = shape[0] // SCALE * SCALE, shape[1] // SCALE * SCALE
     hr = np.ascontiguousarray(hr[:height, :width])
     out = np.zeros((height, width), MEMBERS["structure"])
@@ -167,9 +167,9 @@ def _ready_map(regions: Path, shape: tuple[int, int], options: PrepareOptions) -
     except MemoryError:
         raise MaskError(f"structure map {regions} claims to be larger than memory; make it again.") from None
     if found.ndim != 2 or found.dtype.kind != "f" or not found.size or not np.abs(found).max() <= LARGEST:  # or NaN
-        told = f"{found.dtype} {found.shape}"
+        content = f"{found.dtype} {found.shape}"
         raise MaskError(
-            f"structure map {regions} holds {told}, but must hold floats of shape (H, W) within {LARGEST:.0f}."
+            f"structure map {regions} holds {content}, but must hold floats of shape (H, W) within {LARGEST:.0f}."
         )
     if found.shape == shape:
         return found, False

@@ -27,12 +27,12 @@ from samdiffsr.resize import SCALE
 from samdiffsr.workers import in_processes
 
 IMAGES_PER_SHARD = 64
-TOLD = 100  # bad files named at the end of a run
+NAMED = 100  # bad files, at most, in the message at the end of a run
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one shard is made of.
+    """The sources of one shard.
 
     Attributes:
         names: file names of its photographs, sorted, in the folder `photos`.
@@ -66,7 +66,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of one shard of `images` photographs: its `entry` in the manifest and the versions of the tools that
+    """The outcome of one shard of `images` photographs: its `entry` in the manifest and the versions of the tools that
     made it, or else one sentence for each bad file in it, and no shard."""
 
     name: str
@@ -84,7 +84,7 @@ HEADER = ("schema", "scale", "regions", "structure", "targets")
 
 
 def header(kind: Regions, options: PrepareOptions, targets: Sequence[str]) -> dict:
-    """What two prepared folders must share to be the same kind of data; "targets" only if there are any."""
+    """The properties that two prepared folders must share to be the same kind of data; "targets" only if there are any."""
     encoding = options.structure if kind == "masks" else None
     found = {"schema": SCHEMA, "scale": SCALE, "regions": kind, "structure": encoding}
     return found | ({"targets": list(targets)} if targets else {})
@@ -98,7 +98,7 @@ def tools() -> dict[str, str]:
 def cut(names: Iterable[str], limit: int) -> Iterator[tuple[str, ...]]:
     """Cut a list into consecutive pieces of at most `limit` names; all but the last have a quarter of it at least.
 
-    A piece begins where the last one is full, or at a name whose checksum says so. A name added or taken away therefore
+    A piece starts where the last one is full, or at a name whose checksum says so. A name added or taken away therefore
     moves a few cuts near it, where cutting by number would move every one that follows.
     """
     quarter = -(-limit // 4)
@@ -151,7 +151,7 @@ def plan_shards(
 
 
 def prepare_shard(plan: ShardPlan) -> ShardReport:
-    """Make one shard, or find it made already of the same files. A bad file is told, and leaves the shard unwritten.
+    """Make one shard, or find it made already of the same files. A bad file is reported, and leaves the shard unwritten.
 
     Raises:
         SamDiffSRError: the shard cannot be written, as on a full disk.
@@ -195,7 +195,7 @@ def _write_images(plan: ShardPlan, file: BinaryIO) -> list[dict]:
                 source["targets"] = {name: _source(file) for name, file in targets.items()}
         except SamDiffSRError as error:
             problems.append(str(error))
-            continue  # the rest is looked at too, so that one run tells every bad file
+            continue  # the rest is looked at too, so that one run reports every bad file
         if not problems:
             index.append(writer.add(photo.stem, prepared.example, list(targets)) | source)
     if problems:
@@ -233,7 +233,7 @@ def _kept(plan: ShardPlan, tar: Path, index: Path) -> dict | None:
                 return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no such file, or no index of ours in it
         return None
-    except SamDiffSRError:  # a source that cannot be read is told with all other bad files
+    except SamDiffSRError:  # a source that cannot be read is reported with all other bad files
         return None
     return content
 
@@ -256,14 +256,14 @@ MapShards = Callable[[Callable[[ShardPlan], ShardReport], Sequence[ShardPlan]], 
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """Counts of a finished folder; `strangers` are shards of earlier runs that are no longer part of it."""
+    """Counts of a finished folder; `leftovers` are shards of earlier runs that are no longer part of it."""
 
     images: int
     shards: int
     without_masks: int
     resized_masks: int
     bytes: int
-    strangers: int
+    leftovers: int
 
 
 def prepare_folder(
@@ -323,18 +323,18 @@ def _conclude(output: Path, head: dict, reports: list[ShardReport]) -> PreparedF
     if len(problems) == 1:
         raise SamDiffSRError(problems[0])
     if problems:
-        told = "\n".join(problems[:TOLD])
-        raise SamDiffSRError(f"{len(problems)} files cannot be used: mend or remove them and start again.\n{told}")
+        names = "\n".join(problems[:NAMED])
+        raise SamDiffSRError(f"{len(problems)} files cannot be used: mend or remove them and start again.\n{names}")
     entries = [report.entry for report in reports if report.entry]
     names = {f"{entry['name']}{suffix}" for entry in entries for suffix in (".tar", ".json")}
     sweep(output, idle_seconds=0)  # this run has finished its files, so these are of a run that was killed
-    strangers = 0
+    leftovers = 0
     for path in output.iterdir():
-        strangers += path.name.startswith("shard-") and path.suffix == ".tar" and path.name not in names
+        leftovers += path.name.startswith("shard-") and path.suffix == ".tar" and path.name not in names
     made_with = sorted({json.dumps(report.tools) for report in reports})
     counts = {
         key: sum(entry[key] for entry in entries) for key in ("images", "without_masks", "resized_masks", "bytes")
     }
     tools = {"tools": [json.loads(found) for found in made_with]}
     write_json(head | tools | counts | {"shards": entries}, output / "manifest.json", indent=1)
-    return PreparedFolder(shards=len(entries), strangers=strangers, **counts)
+    return PreparedFolder(shards=len(entries), leftovers=leftovers, **counts)

@@ -1,4 +1,4 @@
-"""What both stages minimise: each objective draws its noise and turns a batch into loss terms."""
+"""The losses of both stages: each objective draws its noise and turns a batch into loss terms."""
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext

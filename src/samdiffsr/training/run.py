@@ -34,7 +34,7 @@ from samdiffsr.training.validation import Upscale, Validation
 ENCODERS = {"light": LightEncoder, "paper": RRDBEncoder}
 DENOISERS = {"light": LightDenoiser, "paper": ConditionalUNet}
 PREPARE = {"encoding": "--encoding", "mean_over": "--mean-over", "overlap": "--overlap"}
-"""What a map of a prepared folder was made with -> the option of `samdiffsr prepare`."""
+"""How the maps of a prepared folder were made -> the option of `samdiffsr prepare` for it."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ DISCRIMINATOR_BETA1 = 0.5  # usual for discriminators: the estimates they judge 
 
 
 def schedule_factor(update: int, optim: OptimConfig) -> float:
-    """What the learning rate is multiplied by: linear warm-up, then cosine to zero, steps, or 1; `update` counts from 0."""
+    """The factor of the learning rate: linear warm-up, then cosine to zero, steps, or 1; `update` counts from 0."""
     if update < optim.warmup:
         return (update + 1) / (optim.warmup + 1)
     if optim.schedule == "cosine":
