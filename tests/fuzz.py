@@ -47,6 +47,7 @@ class Case:
 def seeds() -> dict[str, bytes]:
     """Small whole files: every format, mode and depth, with and without metadata."""
     from samdiffsr.images import Metadata, Picture, write_image
+    from support import HEIC, dng
 
     rng = np.random.default_rng(0)
     found: dict[str, bytes] = {}
@@ -87,7 +88,7 @@ def seeds() -> dict[str, bytes]:
         keep(f"{size}-interlaced.png", rgb, "PNG", exif=exif.tobytes(), icc_profile=b"p" * 200)
         keep(f"{size}-animated.gif", rgb, "GIF", save_all=True, append_images=[image.rotate(180)])
         if "AVIF" in Image.SAVE:
-            keep(f"{size}.avif", rgb, "AVIF")
+            keep(f"{size}.avif", rgb, "AVIF", **described)
         deep = rng.integers(0, 65_536, (height, width, 4)).astype(np.uint16)
         with tempfile.TemporaryDirectory() as folder:
             for alpha in (None, deep[..., 3]):
@@ -96,6 +97,13 @@ def seeds() -> dict[str, bytes]:
                     file = Path(folder, f"a.{extension}")
                     write_image(picture, file)
                     found[f"16bit-{'rgb' if alpha is None else 'rgba'}-{size}.{extension}"] = file.read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            for alpha in (None, deep[..., 3].astype(np.uint8)):
+                file = Path(folder, "a.jxl")
+                write_image(Picture(np.asarray(rgb), alpha, metadata=Metadata(exif=exif.tobytes())), file)
+                found[f"{'rgb' if alpha is None else 'rgba'}-{size}.jxl"] = file.read_bytes()
+    found |= {f"36x24-{file.name}": file.read_bytes() for file in HEIC.glob("*.heic")}
+    found["64x48.dng"] = dng(orientation=6)
     return found
 
 

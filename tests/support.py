@@ -1,6 +1,7 @@
 """Functions and constants that several test modules share: places, small files, short cuts. Fixtures stand in conftest.py."""
 
 import hashlib
+import io
 import json
 import struct
 import zlib
@@ -22,6 +23,7 @@ from samdiffsr.upscale.settings import FileSettings, Settings
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 GOLDEN = Path(__file__).with_name("fixtures") / "golden"
+HEIC = Path(__file__).with_name("fixtures") / "heif"
 
 
 def settings_of(options: dict[str, Any]) -> tuple[Settings, FileSettings]:
@@ -55,6 +57,33 @@ def noise_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 5), *
     pixels = _NOISE.integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
     Image.frombytes(mode, size, pixels.tobytes()).save(path, **options)
     return path
+
+
+def dng(orientation: int = 1) -> bytes:
+    """Camera raw of 64x48 pixels: grey that gets lighter to the right, through a sensor whose red is half as sensitive."""
+    import tifffile
+
+    sensor = np.full((48, 64), 2000, np.uint16) + (np.arange(64) * 200).astype(np.uint16)
+    sensor[::2, ::2] //= 2
+    tags = [
+        (271, "s", 0, "Maker"),
+        (272, "s", 0, "Test Camera"),
+        (274, "H", 1, orientation),
+        (33421, "H", 2, (2, 2)),  # CFARepeatPatternDim
+        (33422, "B", 4, b"\0\1\1\2"),  # CFAPattern: red, green, green, blue
+        (50706, "B", 4, b"\1\4\0\0"),  # DNGVersion
+        (50708, "s", 0, "Test Camera"),
+        (50714, "H", 1, 0),  # black
+        (50717, "I", 1, 65_535),  # white
+        (50721, "2i", 9, (1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1)),  # ColorMatrix1
+        (50728, "2I", 3, (1, 2, 1, 1, 1, 1)),  # AsShotNeutral
+        (50778, "H", 1, 21),  # illuminant D65
+    ]
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        extra = [(*tag, False) for tag in tags]
+        writer.write(sensor, photometric=32_803, extratags=extra, metadata=None, rowsperstrip=48)
+    return file.getvalue()
 
 
 def save_image(file: Path, image: np.ndarray) -> None:

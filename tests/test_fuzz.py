@@ -60,7 +60,7 @@ def test_what_is_written_is_read_again(
     back = read_image(tmp_path / f"a{extension}", keep_16_bit=True)
     expected = picture if extension in SIXTEEN_BIT else picture.in_8_bit()
     assert back.depth == expected.depth and back.rgb.shape == expected.rgb.shape
-    if WRITABLE[extension] != "JPEG":
+    if WRITABLE[extension] not in ("JPEG", "AVIF"):
         np.testing.assert_array_equal(back.rgb, expected.rgb)
         np.testing.assert_array_equal(back.alpha, expected.alpha)
 
@@ -70,10 +70,10 @@ def test_what_is_written_is_read_again(
 def test_any_size_is_a_size_or_an_error_of_ours(text: str, height: int, width: int) -> None:
     with contextlib.suppress(SamDiffSRError):
         high, wide = OutputSize.parse(None, text).of(height, width)
-        assert height <= high <= 16 * height and width <= wide <= 16 * width and (high, wide) != (height, width)
+        assert height <= high <= 16 * height and width <= wide <= 16 * width
 
 
-@pytest.mark.parametrize("scale", [1.0001, 1.5, 15.999, 16])
+@pytest.mark.parametrize("scale", [1, 1.0001, 1.5, 15.999, 16])
 def test_any_factor_gives_at_least_the_input(scale: float) -> None:
     for height, width in ((1, 1), (3, 7), (1, 4000)):
         high, wide = OutputSize(scale=scale).of(height, width)

@@ -233,7 +233,7 @@ def test_options_without_effect_are_told(command, source: Path, tiny_pipe_dir: P
         assert (code, out) == (0, "")
         return err
 
-    no_quality = "--quality is ignored, for no output is JPEG or WebP"
+    no_quality = "--quality is ignored, for no output is JPEG, WebP, AVIF or JPEG XL"
     no_suffix = "--suffix is ignored, for the output is one file"
     assert told("b.png", "--quality", "90", "--suffix", "_big") == f"Note: {no_quality}; {no_suffix}.\n"
     assert told("o", "--quality", "90", "--suffix", "_big") == f"Note: {no_quality}.\n"
@@ -251,7 +251,7 @@ def test_options_without_effect_are_told(command, source: Path, tiny_pipe_dir: P
         (
             1,
             ("-i", "{source}", "-o", "{tmp}/o", "--size", "3x"),
-            "a.png': The picture has 6x5 pixels, so 3x3 would not",
+            "a.png': The picture has 6x5 pixels, so 3x3 would shrink",
         ),
         (1, ("-i", "{source}", "-o", "{tmp}/o", "--size", "24x10"), "would distort it; give one side, as in 24x"),
         (2, ("-i", "{tmp}/no*.png", "-o", "{tmp}/o"), "No image matches the pattern"),
@@ -260,7 +260,7 @@ def test_options_without_effect_are_told(command, source: Path, tiny_pipe_dir: P
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "nonsense"), "'nonsense' does not exist"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--device", "tpu"), "device 'tpu' is not available"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--steps", "5000"), "5000"),
-        (2, ("-i", "{source}", "-o", "{tmp}/o", "-s", "1"), "The scale is 1, but must be above 1 and at most 16"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "-s", "0.5"), "The scale is 0.5, but must be from 1 to 16"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-s", "2", "--size", "9x"), "contradict each other"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "--size", "big"), "must look like 1920x1080"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "--format", "gif"), "format is 'gif'"),

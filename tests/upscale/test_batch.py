@@ -8,12 +8,14 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import samdiffsr
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.files import is_temporary
 from samdiffsr.images import Metadata, Picture, read_image, write_image
@@ -93,6 +95,31 @@ def test_metadata_is_kept_or_stripped_but_never_the_profile(tiny_pipe: Any, tmp_
     kept, bare = (read_image(tmp_path / folder / "a_x4.png") for folder in ("kept", "bare"))
     assert kept.metadata.exif and b"Camera" in kept.metadata.exif and round(kept.metadata.dpi[0]) == 300
     assert bare.metadata == Metadata() and kept.icc == bare.icc == b"x" * 200
+
+
+def test_the_settings_stand_in_the_xmp_and_replace_those_of_an_earlier_run(tiny_pipe: Any, tmp_path: Path) -> None:
+    mine = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    mine += (
+        b'<rdf:Description xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:CreatorTool="a &lt;tool&gt;" xmp:Rating="3"/>'
+    )
+    mine += b"</rdf:RDF></x:xmpmeta>"
+    rgb = np.random.default_rng(0).integers(60, 190, (6, 5, 3), dtype=np.uint8)
+    write_image(Picture(rgb, metadata=Metadata(xmp=mine)), tmp_path / "a.png")
+    run(tiny_pipe, [tmp_path / "a.png"], tmp_path / "one", seed=7, scale=2)
+    run(tiny_pipe, [tmp_path / "one" / "a_x4.png"], tmp_path / "two", detail=0.25, scale=2)
+    for file, said in (
+        (tmp_path / "one" / "a_x4.png", {"scale": "2", "seed": "7", "steps": "2", "detail": "1"}),
+        (tmp_path / "two" / "a_x4_x4.png", {"scale": "2", "seed": "0", "steps": "2", "detail": "0.25"}),
+    ):
+        root = ElementTree.fromstring(read_image(file).metadata.xmp)
+        attributes = [pair for element in root.iter() for pair in element.attrib.items()]
+        assert dict(attributes)["{http://ns.adobe.com/xap/1.0/}Rating"] == "3"
+        tools = [value for name, value in attributes if name.endswith("}CreatorTool")]
+        assert tools == [f"samdiffsr {samdiffsr.__version__}"]
+        own = {name.partition("}")[2]: value for name, value in attributes if name.startswith("{urn:samdiffsr:")}
+        assert own == said
+    noise_image(tmp_path / "b.bmp")
+    assert run(tiny_pipe, [tmp_path / "b.bmp"], tmp_path / "one").notes == []  # a BMP has no place for it
 
 
 def test_16_bit_in_16_bit_out(tiny_pipe: Any, tmp_path: Path) -> None:

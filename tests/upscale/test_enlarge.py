@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.images import Picture, read_image, to_16_bit
+from samdiffsr.images import Picture, read_image, to_8_bit, to_16_bit
 from samdiffsr.load import load_model
 from samdiffsr.resize import imresize
 from samdiffsr.upscale.enlarge import bleed, check_size, consistent, enlarge, with_mean_of
@@ -53,7 +54,7 @@ def test_output_sizes(scale: float | None, size: str | None, suffix: str, expect
 @pytest.mark.parametrize(
     ("scale", "size", "words"),
     [
-        (1, None, "above 1 and at most 16"),
+        (0.9, None, "must be from 1 to 16"),
         (16.1, None, "16.1"),
         (float("nan"), None, "nan"),
         (2, "9x9", "contradict"),
@@ -71,8 +72,8 @@ def test_output_sizes_that_are_none(scale: float | None, size: str | None, words
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ("150x", "would not enlarge"),
-        ("x99", "would not enlarge"),
+        ("149x", "would shrink"),
+        ("x99", "would shrink"),
         ("2401x", "more than 16 times"),
         ("300x300", "distort"),
     ],
@@ -80,6 +81,23 @@ def test_output_sizes_that_are_none(scale: float | None, size: str | None, words
 def test_sizes_that_do_not_suit_a_picture(size: str, words: str) -> None:
     with pytest.raises(ImageError, match=words):
         OutputSize.parse(None, size).of(100, 150)
+
+
+def test_the_own_size_is_a_size() -> None:
+    for wanted in (OutputSize.parse(1, None), OutputSize.parse(None, "150x")):
+        assert wanted.of(100, 150) == (100, 150) and passes(100, 150, (100, 150)) == 1
+    assert OutputSize.parse(1, None).suffix == "_x1"
+
+
+def test_a_picture_at_its_own_size_is_the_reduced_result(tiny_pipe) -> None:
+    rgb = np.random.default_rng(2).integers(60, 190, (12, 17, 3), dtype=np.uint8)
+    large = tiny_pipe(rgb, generator=torch.Generator().manual_seed(5), output_type="uint16").images[0]
+    expected = to_8_bit(with_mean_of(rgb, imresize(large, size=(12, 17))))
+    result = enlarge(tiny_pipe, Picture(rgb), Settings(scale=1, seed=5))
+    np.testing.assert_array_equal(result.rgb, expected)
+    assert (result.rgb != rgb).any()
+    with pytest.raises(ConfigError, match="consistency at scale 1 would give the input back"):
+        Settings(scale=1, consistency=True)
 
 
 def test_the_network_runs_as_often_as_it_must() -> None:

@@ -26,7 +26,7 @@ from samdiffsr.upscale.size import OutputSize
         ("seed", -1, "seed is -1, but must be a whole number from 0 to 9223372036854775807."),
         ("seed", None, "seed is None, but must be a whole number"),
         ("tile", -8, "tile is -8, but must be a whole number from 0."),
-        ("scale", 17, "The scale is 17, but must be above 1 and at most 16."),
+        ("scale", 17, "The scale is 17, but must be from 1 to 16."),
         ("size", "big", "The size is 'big', but must look like 1920x1080, 1920x or x1080."),
     ],
 )
@@ -39,7 +39,7 @@ def test_wrong_settings_of_a_picture(name: str, value: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"format": "gif"}, "format is 'gif', but must be one of 'auto', 'png', 'jpg', 'webp', 'tiff'."),
+        ({"format": "gif"}, "format is 'gif', but must be one of 'auto', 'png', 'jpg', 'webp', 'tiff', 'avif', 'jxl'."),
         ({"quality": 0}, "quality is 0, but must be a whole number from 1 to 100."),
         ({"quality": 101}, "quality is 101, but must be a whole number from 1 to 100."),
         ({"max_pixels": 0}, "max_pixels is 0, but must be a whole number from 1."),

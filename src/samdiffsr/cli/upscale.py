@@ -97,13 +97,14 @@ def _refuse_uris(*paths: str) -> None:
 def _warn_of_ignored(jobs: "list[Job]", output: str, quality: int | None, suffix: str | None) -> None:
     """Name the options that have no effect."""
     from samdiffsr.images import WRITABLE
+    from samdiffsr.images.formats import QUALITIES
     from samdiffsr.upscale import uris
 
     ignored = []
     if quality is not None:
         endings = {os.path.splitext(uris.split(job.target)[0])[1].lower() for job in jobs}
-        if not {WRITABLE[ending] for ending in endings} & {"JPEG", "WEBP"}:
-            ignored.append("--quality is ignored, for no output is JPEG or WebP")
+        if not {WRITABLE[ending] for ending in endings} & QUALITIES:
+            ignored.append("--quality is ignored, for no output is JPEG, WebP, AVIF or JPEG XL")
     if suffix is not None and len(jobs) == 1 and jobs[0].target == output:
         ignored.append("--suffix is ignored, for the output is one file")
     if ignored:

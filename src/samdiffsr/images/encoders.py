@@ -1,4 +1,4 @@
-"""16-bit PNG and TIFF: what Pillow cannot write.
+"""16-bit PNG, TIFF and JPEG XL: what Pillow cannot write.
 
 Pillow's PNG writer has no 16-bit colour. Its TIFF writer has none either, and fails on EXIF as soon as the pixels are
 compressed.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import TiffImagePlugin, TiffTags
 
-from samdiffsr.images.metadata import XMP_TAG, load_exif
+from samdiffsr.images.metadata import XMP_TAG, load_exif, resolution_in_exif
 from samdiffsr.images.picture import Metadata
 
 _BLOCK = 2**23  # bytes of samples that are compressed at once
@@ -49,6 +49,32 @@ def encode_tiff(samples: np.ndarray, icc: bytes | None, metadata: Metadata) -> i
     for strip in strips:
         file.write(strip)
     return file
+
+
+def encode_jxl(samples: np.ndarray, metadata: Metadata, quality: int | None) -> io.BytesIO:
+    """A JPEG XL of uint8 (H, W, C) sRGB samples: grey, grey and alpha, RGB, RGBA.
+
+    Args:
+        quality: 1 to 100; None is lossless.
+    """
+    import pillow_jxl
+
+    height, width, channels = samples.shape
+    make: Any = pillow_jxl.Encoder  # its stub is that of an older version
+    encoder = make(
+        mode=("L", "LA", "RGB", "RGBA")[channels - 1],
+        lossless=quality is None,
+        quality=100 if quality is None else quality,
+        decoding_speed=0,
+        effort=7,
+        use_container=True,
+        use_original_profile=quality is None,
+        num_threads=-1,
+    )
+    exif = resolution_in_exif(metadata)
+    described = {"exif": exif and exif.removeprefix(b"Exif\0\0"), "xmp": metadata.xmp, "jumb": None, "compress": False}
+    pixels = np.ascontiguousarray(samples).tobytes()
+    return io.BytesIO(encoder(pixels, width, height, jpeg_encode=False, **described))
 
 
 def _described(metadata: Metadata) -> dict[int, Any]:

@@ -1,7 +1,9 @@
 """Which formats there are and what each can hold."""
 
+import importlib
 import os
 from pathlib import Path
+from typing import Any
 
 from samdiffsr.errors import ImageError, Range
 
@@ -13,25 +15,43 @@ WRITABLE = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".bmp": "BMP",
+    ".avif": "AVIF",
+    ".jxl": "JXL",
 }
 """Extension -> format of the files `write_image` can make."""
 
-ALPHA = frozenset({".png", ".webp", ".tif", ".tiff"})
+ALPHA = frozenset({".png", ".webp", ".tif", ".tiff", ".avif", ".jxl"})
 """Extensions that can hold transparency. Not .bmp: Pillow writes it there, but does not read it back."""
 
 SIXTEEN_BIT = frozenset({".png", ".tif", ".tiff"})
 """Extensions that can hold 16 bits a sample."""
 
-READABLE = frozenset(WRITABLE) | {".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"}
+HEIF = frozenset({".heic", ".heif", ".hif"})
+RAW = frozenset(
+    f".{name}"
+    for name in (
+        *("3fr", "arw", "cr2", "cr3", "crw", "dcr", "dng", "erf", "iiq", "kdc", "mef"),
+        *("mrw", "nef", "nrw", "orf", "pef", "raf", "rw2", "rwl", "sr2", "srf", "srw"),
+    )
+)
+"""Extensions of camera raw. Most such files are TIFFs inside, so here the name decides."""
+
+READABLE = frozenset(WRITABLE) | HEIF | RAW | {".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
 """Extensions that make a file in a folder count as an image. (What a file *is* is decided by its content.)"""
 
+XMP = frozenset(WRITABLE) - {".bmp"}
+"""Extensions that can hold XMP."""
+
 QUALITY = Range("quality", 1, 100, whole=True)
-"""Of JPEG and WebP."""
+"""Of the formats in `QUALITIES`."""
 
 MAX_PIXELS = 64_000_000
 """Largest input accepted unless the caller says otherwise; 16 times as many pixels come out."""
 
-_MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+QUALITIES = frozenset({"JPEG", "WEBP", "AVIF", "JXL"})
+"""Formats that have a quality."""
+
+_MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "AVIF": 65_536}
 
 
 def is_picture_name(name: str) -> bool:
@@ -53,4 +73,16 @@ def check_target(path: str | os.PathLike[str], *, height: int, width: int, alpha
         raise ImageError(
             f"Cannot write '{path}': {size} is more than the {limit} pixels a side of {extension}; use .png."
         )
+    if format_ == "JXL":
+        load_package("pillow_jxl", "jxl", path, "write")
     return format_
+
+
+def load_package(package: str, extra: str, path: str | os.PathLike[str], verb: str = "read") -> Any:
+    """The module; ImageError names the extra if it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImageError(
+            f"Cannot {verb} '{path}': {package} is not installed; run pip install 'samdiffsr[{extra}]'."
+        ) from error

@@ -4,7 +4,10 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 from PIL import Image
 
@@ -22,6 +25,14 @@ _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 # artist, computer, rating, copyright, and what Windows adds. (The resolution is `Metadata.dpi`.)
 _DESCRIPTIVE = frozenset({270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)})
 _XMP_WIDTH, _XMP_HEIGHT = (rb"(?:exif:PixelXDimension|tiff:ImageWidth)", rb"(?:exif:PixelYDimension|tiff:ImageLength)")
+
+_RUN_NAMESPACE = "urn:samdiffsr:upscale#"
+_EARLIER_RUN = rb'<rdf:Description[^<>]*xmlns:samdiffsr="' + _RUN_NAMESPACE.encode() + rb'"[^<>]*/>'
+_XMP_HEAD = (
+    b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+)
+_XMP_TAIL = b'</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 
 
 def read_metadata(image: Image.Image, notes: list[str]) -> tuple[Metadata, int]:
@@ -85,6 +96,26 @@ def sized(metadata: Metadata, height: int, width: int) -> Metadata:
         for name, value in ((_XMP_WIDTH, width), (_XMP_HEIGHT, height)):
             xmp = re.sub(rb"(" + name + rb"(?:=[\"']|>))\d+", rb"\g<1>" + str(value).encode(), xmp)
     return Metadata(exif, xmp, metadata.dpi)
+
+
+def with_run(metadata: Metadata, tool: str, values: Mapping[str, object]) -> Metadata:
+    """The same with how the picture was made in its XMP: `xmp:CreatorTool`, and each value as `samdiffsr:name`.
+
+    What an earlier run or another tool said there is replaced. XMP without a `</rdf:RDF>` stays as it is.
+    """
+    said = " ".join(f"samdiffsr:{name}={quoteattr(str(value))}" for name, value in values.items())
+    about = (
+        f'<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:samdiffsr="{_RUN_NAMESPACE}" '
+        f"xmp:CreatorTool={quoteattr(tool)} {said}/>"
+    ).encode()
+    if metadata.xmp is None:
+        return replace(metadata, xmp=_XMP_HEAD + about + _XMP_TAIL)
+    xmp = re.sub(_EARLIER_RUN, b"", metadata.xmp)
+    before, end, after = xmp.rpartition(b"</rdf:RDF>")
+    if not end:
+        return metadata
+    before = re.sub(rb"""\s+xmp:CreatorTool=("[^"]*"|'[^']*')|<xmp:CreatorTool>[^<]*</xmp:CreatorTool>""", b"", before)
+    return replace(metadata, xmp=before + about + end + after)
 
 
 def resolution_in_exif(metadata: Metadata) -> bytes | None:

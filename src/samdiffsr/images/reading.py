@@ -1,4 +1,4 @@
-"""Read a picture file: whatever Pillow opens comes in as upright RGB, 8 or 16 bits a sample.
+"""Read a picture file: whatever Pillow or a decoder of `foreign` opens comes in as upright RGB, 8 or 16 bits a sample.
 
 The border of the package: palettes, grey, CMYK, high depths, camera orientation and damaged files end here.
 
@@ -10,22 +10,23 @@ for damage.
 import contextlib
 import io
 import os
-import stat
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from samdiffsr.errors import ImageError, TooLargeError, UnknownFormatError
-from samdiffsr.images.formats import MAX_PIXELS
-from samdiffsr.images.metadata import BROKEN, read_metadata, reason
+from samdiffsr.errors import ImageError
+from samdiffsr.images.foreign import Foreign, foreign_format
+from samdiffsr.images.formats import MAX_PIXELS, load_package
+from samdiffsr.images.metadata import read_metadata, reason
 from samdiffsr.images.picture import Picture
+from samdiffsr.images.source import File, check_size, failures, unchanged
 
 # A fixed list: Pillow's full one would run Ghostscript on an EPS, let an ICO hide a larger image in a small one, and
 # end the whole process on a damaged JPEG 2000 (an assertion in openjpeg 2.5.4; met while fuzzing).
@@ -64,19 +65,26 @@ def read_image(
     leaves a note.
 
     Args:
-        path: any PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA or AVIF file; the name does not matter.
+        path: any PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA or AVIF file, with their extras also HEIC, JPEG XL and camera
+            raw; the name matters for camera raw only.
         content: of the file, if it is in memory already; then `path` is only its name in messages, and is not opened.
         keep_16_bit: a file with more than 8 bits a sample becomes 16 bit: PNG and TIFF of 16 bits exactly, 12 bits scaled,
             floats from [0, 1]. Without it everything becomes 8 bit, with a note.
         max_pixels: width times height above which the file is refused before it is decoded.
 
     Raises:
-        ImageError: missing, a folder, empty, damaged, unreadable or of an unknown colour mode; UnknownFormatError: not an
+        ImageError: missing, a folder, empty, damaged, unreadable, changed meanwhile, of an unknown colour mode or of a format
+            whose extra is not installed; UnknownFormatError: not an
             image; TooLargeError: more pixels.
     """
-    file = _File(Path(path), content)
-    with _warnings_of_this_thread() as heard, _opened(file, max_pixels) as (image, bits):
-        picture = _decode(image, bits, keep_16_bit, file)
+    file = File(Path(path), content)
+    with unchanged(file), _warnings_of_this_thread() as heard:
+        foreign = _foreign(file)
+        if foreign is not None:
+            picture = _read_foreign(foreign, file, keep_16_bit, max_pixels)
+        else:
+            with _opened(file, max_pixels) as (image, bits):
+                picture = _decode(image, bits, keep_16_bit, file)
     words = tuple(f"while reading: {' '.join(warning.split()).rstrip('.')}" for warning in heard)
     return replace(picture, notes=picture.notes + tuple(dict.fromkeys(words)))
 
@@ -89,27 +97,16 @@ def image_size(
     Raises:
         ImageError: as `read_image`, but for damaged pixels.
     """
-    with _warnings_of_this_thread(), _opened(_File(Path(path), content), max_pixels) as (image, _):
+    file = File(Path(path), content)
+    foreign = _foreign(file)
+    if foreign is not None:
+        with failures(file.path):
+            return _foreign_size(foreign, file.read(), file.path, max_pixels)
+    with _warnings_of_this_thread(), _opened(file, max_pixels) as (image, _):
         return image.size
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file on disk, or the content of one under the name it had."""
-
-    path: Path
-    content: bytes | None
-
-    def open(self) -> BinaryIO:
-        """Its bytes, from a file that exists, is no folder or device, and is not empty."""
-        if self.content is None:
-            return _regular_file(self.path)
-        if not self.content:
-            raise _empty(self.path)
-        return io.BytesIO(self.content)
-
-
-def _decode(image: Image.Image, bits: int, keep_16_bit: bool, file: _File) -> Picture:
+def _decode(image: Image.Image, bits: int, keep_16_bit: bool, file: File) -> Picture:
     path, notes = file.path, []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a preview
         notes.append("several frames, only the first is used")
@@ -169,45 +166,48 @@ def _warnings_of_this_thread() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _opened(source: _File, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
+def _opened(source: File, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
     """The image, its pixels not yet decoded, and its bits per sample. Every failure in the body becomes an ImageError."""
-    path = source.path
-    try:
-        with source.open() as file:
-            head = file.read(26)
-            image = _identify(path, file, max_pixels)
-            with image:
-                yield image, _bits(image, head)
-    except UnidentifiedImageError as error:
-        known = "PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA, AVIF"
-        raise UnknownFormatError(
-            f"'{path}' is not an image, of an unknown kind, or its header is damaged; give one of {known}."
-        ) from error
-    except OSError as error:
-        if error.errno is None:
-            raise _damaged(path, error) from error
-        raise ImageError(f"Cannot read '{path}': {reason(error)}; check the file and its permissions.") from error
-    except BROKEN as error:
-        raise _damaged(path, error) from error
+    with failures(source.path), source.open() as file:
+        head = file.read(26)
+        image = _identify(source.path, file, max_pixels)
+        with image:
+            yield image, _bits(image, head)
 
 
-def _regular_file(path: Path) -> BinaryIO:
-    """Open a file that exists, is no folder or device, and is not empty."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"'{path}' does not exist; check the name.") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"'{path}' is a folder, not an image; give a file in it.")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"'{path}' is not a regular file; give an image file.")
-    if status.st_size == 0:
-        raise _empty(path)
-    return open(path, "rb")
+def _foreign(file: File) -> Foreign | None:
+    """The format, if it is none of Pillow's."""
+    with failures(file.path), file.open() as opened:
+        return foreign_format(opened.read(64), file.path.suffix)
 
 
-def _empty(path: Path) -> ImageError:
-    return UnknownFormatError(f"'{path}' is empty (0 bytes); copy or export it again.")
+def _foreign_size(foreign: Foreign, content: bytes, path: Path, max_pixels: int) -> tuple[int, int]:
+    """Width and height as stored; TooLargeError before anything is decoded."""
+    load_package(foreign.package, foreign.extra, path)
+    width, height = foreign.size(content)
+    check_size(path, width, height, max_pixels)
+    return width, height
+
+
+def _read_foreign(foreign: Foreign, file: File, keep_16_bit: bool, max_pixels: int) -> Picture:
+    with failures(file.path):
+        content = file.read()
+        _foreign_size(foreign, content, file.path, max_pixels)
+        decoded = foreign.decode(content)
+        if isinstance(decoded, bytes):  # a JPEG in a JPEG XL: the same pixels as from the JPEG
+            return read_image(file.path, content=decoded, keep_16_bit=keep_16_bit, max_pixels=max_pixels)
+        notes = list(decoded.notes)
+        described = Image.new("L", (1, 1))  # what reads metadata takes an image of Pillow
+        described.info = {"exif": decoded.exif or b"", "xmp": decoded.xmp}
+        metadata, _ = read_metadata(described, notes)
+        channels = decoded.samples.shape[2]
+        alpha = np.ascontiguousarray(decoded.samples[..., -1]) if channels in (2, 4) else None
+        colours = decoded.samples[..., :3] if channels > 2 else np.repeat(decoded.samples[..., :1], 3, axis=2)
+        picture = Picture(np.ascontiguousarray(colours), alpha, channels < 3, decoded.icc, metadata)
+        picture = picture if keep_16_bit else picture.in_8_bit()
+        if decoded.bits > picture.depth:
+            notes.append(f"{decoded.bits}-bit pixels reduced to {picture.depth} bit")
+        return replace(picture, notes=tuple(notes))
 
 
 def _identify(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
@@ -221,14 +221,7 @@ def _identify(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
             image = Image.open(file, formats=known)
         finally:
             Image.MAX_IMAGE_PIXELS = saved
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(f"'{path}' is {width}x{height} pixels, so there is nothing in it; export it again.")
-    if width * height > max_pixels:
-        size, limit = f"{width}x{height} = {width * height} pixels", f"limit of {max_pixels}"
-        raise TooLargeError(
-            f"'{path}' has {size}, above the {limit}; raise it with --max-pixels if you trust the file."
-        )
+    check_size(path, *image.size, max_pixels)
     return image
 
 
@@ -246,7 +239,7 @@ def _bits(image: Image.Image, head: bytes) -> int:
     return 16 if image.mode[0] == "I" else 8
 
 
-def _low_bytes(image: Image.Image, source: _File) -> Image.Image | None:
+def _low_bytes(image: Image.Image, source: File) -> Image.Image | None:
     """The same image, decoded to the low bytes of its 16-bit samples; None if Pillow cannot."""
     with source.open() as file, _identify(source.path, file, image.width * image.height) as second:
         if not _select_low_bytes(second):
@@ -345,7 +338,3 @@ def _from_cmyk(image: Image.Image, icc: bytes | None, notes: list[str]) -> np.nd
     else:
         notes.append("CMYK without a colour profile, converted plainly")
     return np.array(image.convert("RGB"))
-
-
-def _damaged(path: Path, error: BaseException) -> ImageError:
-    return ImageError(f"'{path}' is damaged or cut short ({reason(error)}); copy or export it again.")

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from samdiffsr.errors import ImageError
 from samdiffsr.files import write_whole
-from samdiffsr.images.encoders import encode_16_bit_png, encode_tiff
+from samdiffsr.images.encoders import encode_16_bit_png, encode_jxl, encode_tiff
 from samdiffsr.images.formats import QUALITY, SIXTEEN_BIT, check_target
 from samdiffsr.images.metadata import fitting, reason, resolution_in_exif, sized
 from samdiffsr.images.picture import Metadata, Picture
 
+_NAMED = {"WEBP": "a WebP", "AVIF": "an AVIF"}
 _JPEG_LIMIT = 65_500  # bytes of EXIF or XMP
 _LUMA = np.array([19_595, 38_470, 7_471], np.uint32)  # ITU-R 601-2 as Pillow has it, times 2^16
 
@@ -24,17 +25,18 @@ _LUMA = np.array([19_595, 38_470, 7_471], np.uint32)  # ITU-R 601-2 as Pillow ha
 def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int | None = None) -> tuple[str, ...]:
     """Write `picture` in the format its extension names.
 
-    PNG, TIFF, BMP are lossless, the first two with 16 bits if the picture has them. JPEG has 4:4:4 colour. The file appears
-    whole or not at all: it is written beside its place under a temporary name, then moved over whatever is there.
+    PNG, TIFF, BMP are lossless, the first two with 16 bits if the picture has them. JPEG and AVIF have 4:4:4 colour. The
+    file appears whole or not at all: it is written beside its place under a temporary name, then moved over whatever is there.
 
     Args:
-        quality: 1 to 100 for JPEG and WebP; None is 95 for JPEG and lossless for WebP. Other formats have none.
+        quality: 1 to 100; None is 95 for JPEG and AVIF and lossless for WebP and JPEG XL. Other formats have none.
 
     Returns:
         What the format could not hold of depth, profile and metadata, in words for the user.
 
     Raises:
-        ImageError: unknown extension, transparency in a format without, missing folder, no permission, disk full.
+        ImageError: unknown extension, one whose extra is not installed, transparency in a format without, missing folder, no
+            permission, disk full.
         ConfigError: a quality outside 1 to 100.
     """
     content, notes = encode_image(picture, path, quality=quality)
@@ -64,6 +66,8 @@ def encode_image(
     try:
         if format_ == "TIFF":
             buffer = encode_tiff(_samples(picture, keep_grey=picture.depth == 8), picture.icc, metadata)
+        elif format_ == "JXL":
+            buffer = encode_jxl(_samples(_in_srgb(picture, notes)), metadata, quality)
         elif picture.depth == 16:
             pixel = Picture(np.zeros((1, 1, 3), np.uint8), grey=picture.grey, icc=picture.icc)
             buffer = encode_16_bit_png(_samples(picture), _encoded(pixel, metadata, "PNG", None, notes).getvalue())
@@ -72,6 +76,23 @@ def encode_image(
     except (OSError, ValueError, struct.error, OverflowError) as error:
         raise ImageError(f"Cannot write '{path}': {reason(error)}; try .png.") from error
     return buffer.getbuffer(), tuple(notes)
+
+
+def _in_srgb(picture: Picture, notes: list[str]) -> Picture:
+    """An 8-bit picture for the JPEG XL encoder, which takes no profile and says sRGB: the colours themselves change."""
+    if not picture.icc:
+        return picture
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.icc))
+        if "sRGB" in ImageCms.getProfileDescription(profile):
+            return picture
+        image = Image.fromarray(_grey(picture.rgb) if picture.icc[16:20] == b"GRAY" else picture.rgb)
+        out = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError) as error:
+        notes.append(f"a JPEG XL is written as sRGB, and the colour profile is not usable ({reason(error)})")
+        return picture
+    notes.append("a JPEG XL is written as sRGB, so the colours are converted from their profile")
+    return replace(picture, rgb=np.asarray(out), icc=None)
 
 
 def _samples(picture: Picture, *, keep_grey: bool = True) -> np.ndarray:
@@ -103,8 +124,8 @@ def _encoded(picture: Picture, metadata: Metadata, format_: str, quality: int | 
     options = _options(metadata, format_, quality, notes)
     if picture.icc and format_ == "BMP":
         notes.append("a BMP holds no colour profile, so it is left out")
-    elif picture.icc and format_ == "WEBP" and picture.icc[16:20] == b"GRAY":
-        notes.append("a WebP is always RGB, so the grey colour profile is left out")
+    elif picture.icc and format_ in ("WEBP", "AVIF") and picture.icc[16:20] == b"GRAY":
+        notes.append(f"{_NAMED[format_]} is always RGB, so the grey colour profile is left out")
     elif picture.icc:
         options["icc_profile"] = picture.icc
     buffer = io.BytesIO()
@@ -120,7 +141,9 @@ def _options(metadata: Metadata, format_: str, quality: int | None, notes: list[
         metadata = fitting(metadata, _JPEG_LIMIT, notes)
     elif format_ == "WEBP":  # lossy WebP is 4:2:0 only; exact keeps the colour under alpha 0
         options = {"lossless": True, "exact": True} if quality is None else {"quality": quality, "exact": True}
-    if format_ == "WEBP":
+    elif format_ == "AVIF":  # what Pillow writes is never quite lossless: its colours are YCbCr
+        options = {"quality": 95 if quality is None else quality, "subsampling": "4:4:4"}
+    if format_ in ("WEBP", "AVIF"):
         metadata = replace(metadata, exif=resolution_in_exif(metadata))
     elif metadata.dpi:
         options["dpi"] = metadata.dpi

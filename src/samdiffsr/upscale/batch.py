@@ -17,7 +17,8 @@ from samdiffsr.images import (
     read_image,
     write_image,
 )
-from samdiffsr.upscale.enlarge import check_size, enlarge
+from samdiffsr.images.formats import XMP
+from samdiffsr.upscale.enlarge import check_size, enlarge, with_settings
 from samdiffsr.upscale.plan import Job, as_png
 from samdiffsr.upscale.settings import FileSettings, Settings
 
@@ -222,9 +223,12 @@ def _enlarged(
     on_progress: Callable[[float], None],
 ) -> Picture:
     try:
-        return enlarge(pipe, ready.picture, settings, max_pixels=files.max_pixels, on_progress=on_progress)
+        result = enlarge(pipe, ready.picture, settings, max_pixels=files.max_pixels, on_progress=on_progress)
     except ImageError as error:
         raise ImageError(f"'{ready.job.source}': {error}") from error
+    if files.strip_metadata or os.path.splitext(ready.job.target)[1].lower() not in XMP:
+        return result
+    return with_settings(result, pipe, settings)
 
 
 class _Writer:

@@ -8,6 +8,7 @@ import numpy as np
 
 from samdiffsr.errors import TooLargeError
 from samdiffsr.images import MAX_PIXELS, Picture, to_8_bit, to_16_bit
+from samdiffsr.images.metadata import with_run
 from samdiffsr.resize import SCALE, imresize
 from samdiffsr.upscale.settings import Settings
 from samdiffsr.upscale.size import OutputSize, passes
@@ -64,6 +65,19 @@ def enlarge(
             raise
         device = "memory" if str(pipe.device) == "cpu" else f"memory of {pipe.device}"
         raise TooLargeError(f"Not enough {device} to upscale {width}x{height} pixels; use a smaller image.") from error
+
+
+def with_settings(picture: Picture, pipe: "SamDiffSRPipeline", settings: Settings) -> Picture:
+    """The result with its settings in its XMP; steps and detail as the model has them where the settings leave it to it."""
+    from samdiffsr import __version__
+
+    said = {"scale": settings.output_size.scale, "size": settings.size, "seed": settings.seed}
+    said |= {"steps": settings.steps or pipe.config["steps"], "consistency": settings.consistency or None}
+    said |= {"detail": pipe.config["detail"] if settings.detail is None else settings.detail}
+    values = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items() if value is not None
+    }
+    return replace(picture, metadata=with_run(picture.metadata, f"samdiffsr {__version__}", values))
 
 
 def check_size(height: int, width: int, output_size: OutputSize, max_pixels: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from samdiffsr.images import READABLE, WRITABLE, check_target, is_picture_name
 from samdiffsr.upscale import uris
 from samdiffsr.upscale.settings import FORMATS
 
-_FOREIGN = frozenset({".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".pdf"})
+_FOREIGN = frozenset({".jp2", ".psd", ".svg", ".pdf"})
 """Extensions of an output that is meant as a file, though it can be neither written nor read."""
 
 
@@ -57,7 +57,7 @@ def plan(
         listed: more inputs, such as those of `read_list`; here `*`, `?` and brackets are parts of names.
         recursive: take the folders within input folders too, and mirror them in the output. Links to folders, hidden
             folders and the output folder itself are left out.
-        format: "auto" keeps the extension if it can be written and takes .png otherwise; "png", "jpg", "webp", "tiff".
+        format: "auto" keeps the extension if it can be written and takes .png otherwise; else one of `FORMATS`.
         skip_existing: what a folder or pattern has and another image would become is an earlier result: leave it out.
 
     Returns:

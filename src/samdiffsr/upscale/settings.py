@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from samdiffsr.upscale.size import OutputSize
 
 Class = TypeVar("Class")
-Format = Literal["auto", "png", "jpg", "webp", "tiff"]
+Format = Literal["auto", "png", "jpg", "webp", "tiff", "avif", "jxl"]
 FORMATS = get_args(Format)
 
 
@@ -49,17 +49,19 @@ class Settings:
     """How a picture is enlarged. Its files are the matter of `FileSettings`.
 
     Attributes:
-        scale: factor above 1, at most 16; neither scale nor size means 4.
+        scale: factor from 1 to 16; neither scale nor size means 4.
         size: "1920x1080", "1920x" or "x1080" instead of a factor, see `OutputSize`.
         steps, detail, tile: see `SamDiffSRPipeline`; None takes what the model was saved with, for the tile the free memory.
         seed: each picture has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
         consistency: project the result so that its bicubic reduction to the input's size equals the input.
 
     Raises:
-        ConfigError: a value out of its range, or both a scale and a size.
+        ConfigError: a value out of its range, or both a scale and a size, or consistency at scale 1.
     """
 
-    scale: float | None = _setting(None, "Factor above 1, at most 16.", metavar="F", short="-s", unset="4")
+    scale: float | None = _setting(
+        None, "Factor from 1 to 16; 1 restores a picture at its own size.", metavar="F", short="-s", unset="4"
+    )
     size: str | None = _setting(
         None, "Size instead of a factor; 1920x or x1080 keeps the aspect, 1920x1080 must have it.", metavar="WxH"
     )
@@ -93,7 +95,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check(self)
-        _ = self.output_size
+        if self.output_size.scale == 1 and self.consistency:
+            raise ConfigError("consistency at scale 1 would give the input back; leave one of them out.")
 
     @property
     def output_size(self) -> "OutputSize":
@@ -124,14 +127,14 @@ class FileSettings:
     """
 
     format: Format = _setting(  # noqa: RUF009 - a field
-        "auto", "auto, png, jpg, webp, tiff; auto keeps the input's where it can.", metavar="NAME"
+        "auto", "auto, png, jpg, webp, tiff, avif, jxl; auto keeps the input's where it can.", metavar="NAME"
     )
     quality: int | None = _setting(
         None,
-        "Of JPEG and WebP, from 1 to 100.",
+        "Of JPEG, WebP, AVIF and JPEG XL, from 1 to 100.",
         metavar="N",
         range=QUALITY,
-        unset="95 for JPEG, lossless for WebP",
+        unset="95 for JPEG and AVIF, lossless for WebP and JPEG XL",
     )
     strip_metadata: bool = _setting(False, "Leave out EXIF, XMP and resolution; the colour profile stays.")
     overwrite: bool = _setting(False, "Replace what is at the output already.")

@@ -17,7 +17,7 @@ class OutputSize:
     """A factor, or a size with one side or both.
 
     Attributes:
-        scale: above 1 and at most 16; sides are rounded to the nearest pixel.
+        scale: from 1, the picture's own size, to 16; sides are rounded to the nearest pixel.
         width, height: pixels. With one of them the aspect stays; both must fit the picture's aspect to within rounding.
 
     Raises:
@@ -32,8 +32,8 @@ class OutputSize:
         sized = self.width is not None or self.height is not None
         if (self.scale is None) == (not sized):
             raise ConfigError("Give either a scale or a size.")
-        if self.scale is not None and not 1 < self.scale <= MAX_SCALE:  # also false for NaN
-            raise ConfigError(f"The scale is {self.scale:g}, but must be above 1 and at most {MAX_SCALE}.")
+        if self.scale is not None and not 1 <= self.scale <= MAX_SCALE:  # also false for NaN
+            raise ConfigError(f"The scale is {self.scale:g}, but must be from 1 to {MAX_SCALE}.")
         if sized and min(side for side in (self.width, self.height) if side is not None) < 1:
             raise ConfigError(f"The size is {self._size()}, but a side has at least 1 pixel.")
 
@@ -62,15 +62,15 @@ class OutputSize:
         """Height and width that an upright picture of this height and width becomes.
 
         Raises:
-            ImageError: a picture that would not grow, would grow more than 16 times, or would be distorted.
+            ImageError: a picture that would shrink, would grow more than 16 times, or would be distorted.
         """
         if self.scale is not None:
             return _nearest(self.scale * height), _nearest(self.scale * width)
         wide = self.width if self.width is not None else _nearest(width * (self.height or 0) / height)
         high = self.height if self.height is not None else _nearest(height * wide / width)
         here, there = f"The picture has {width}x{height} pixels", f"{wide}x{high}"
-        if high < height or wide < width or (high, wide) == (height, width):
-            raise ImageError(f"{here}, so {there} would not enlarge it; ask for more.")
+        if high < height or wide < width:
+            raise ImageError(f"{here}, so {there} would shrink it; ask for more.")
         if high > MAX_SCALE * height or wide > MAX_SCALE * width:
             raise ImageError(f"{here}, so {there} is more than {MAX_SCALE} times larger; ask for less.")
         if abs(wide - width * high / height) > 1 and abs(high - height * wide / width) > 1:

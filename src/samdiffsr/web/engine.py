@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from samdiffsr.errors import ConfigError, ImageError, TooLargeError
 from samdiffsr.images import ALPHA, Metadata, Picture, check_target, encode_image, image_size, read_image
+from samdiffsr.images.formats import XMP
 from samdiffsr.load import load_model
 from samdiffsr.resize import SCALE
-from samdiffsr.upscale.enlarge import check_size, enlarge
+from samdiffsr.upscale.enlarge import check_size, enlarge, with_settings
 from samdiffsr.upscale.plan import result_name
 from samdiffsr.upscale.settings import FileSettings, Settings
 from samdiffsr.upscale.size import passes
@@ -28,6 +29,8 @@ MEDIA_TYPES = {
     ".tif": "image/tiff",
     ".tiff": "image/tiff",
     ".bmp": "image/bmp",
+    ".avif": "image/avif",
+    ".jxl": "image/jxl",
 }
 
 _reading = (
@@ -145,6 +148,8 @@ class Engine:
             )
         except ImageError as error:
             raise type(error)(f"'{name}': {error}") from error
+        if not files.strip_metadata and os.path.splitext(target)[1].lower() in XMP:
+            larger = with_settings(larger, self.pipes[wanted.model], settings)
         enlarged = time.monotonic()
         self._learn(enlarged - read, width, height, wanted)
         self._refuse_if_stopped()

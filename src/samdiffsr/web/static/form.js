@@ -54,7 +54,7 @@ export function fault() {
 
 function update() {
   $("other-size").hidden = form.elements["size-kind"].value !== "other";
-  $("quality-field").hidden = !["jpg", "webp"].includes($("format").value);
+  $("quality-field").hidden = !["jpg", "webp", "avif"].includes($("format").value);
   $("quality").placeholder = $("format").value === "webp" ? "lossless" : "95";
   const detail = Number($("detail").value);
   $("detail-value").value = detail.toFixed(2) + (detail === standard.detail ? " (default)" : "");
