@@ -304,7 +304,7 @@ def test_a_bad_model_still_tells_of_bad_images(command, source: Path, tmp_path: 
     code, _, err = command("upscale", "-i", source.parent, "-o", tmp_path / "o", "-m", "nonsense")
     first, count, last = err.splitlines()
     assert code == 2 and "A.png" in first and "'nonsense'" in last
-    assert count == "0 upscaled, 0 skipped, 1 failed, 1 not begun or finished."
+    assert count == "0 upscaled, 0 skipped, 1 failed, 1 not finished."
 
 
 def test_ctrl_c(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +320,7 @@ def test_ctrl_c(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(samdiffsr.upscale.batch, "enlarge", interrupted)
     code, _, err = command("upscale", "-i", source.parent, "-o", tmp_path / "o", "-m", tiny_pipe_dir)
-    assert (code, err) == (130, "1 upscaled, 0 skipped, 0 failed, 1 not begun or finished.\n")
+    assert (code, err) == (130, "1 upscaled, 0 skipped, 0 failed, 1 not finished.\n")
     assert os.listdir(tmp_path / "o") == ["a_x4.png"]
 
 

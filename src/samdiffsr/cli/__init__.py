@@ -4,7 +4,7 @@ A verb is a module with `register(app)`, imported below. At import it may load t
 numpy, Pillow and rich belong inside its function, so that `samdiffsr --help` stays under 0.3 s.
 
 Exit codes: 0 all done; 1 all but some photographs, each named with one sentence on stderr (upscale, masks), or something
-found wrong (doctor); 2 an error the user can mend, told in one sentence on stderr; 130 interrupted.
+found wrong (doctor); 2 an error the user can mend, one sentence on stderr; 130 interrupted.
 """
 
 import io
@@ -50,7 +50,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help costs half the time of boxed help
-    pretty_exceptions_enable=False,  # a bug shall show Python's own traceback
+    pretty_exceptions_enable=False,  # a bug must show Python's own traceback
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -156,7 +156,7 @@ class _Bar:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=1.0, speed="")
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -168,7 +168,7 @@ class _Bar:
     def update(self, now: "Progress") -> None:
         """`on_progress` of `upscale_files`. The time left takes the images to come to be like those before."""
         place = f"{now.number}/{now.total} " if now.total > 1 else ""
-        speed = now.megapixels / max(time.monotonic() - self._begun, 1e-9)
+        speed = now.megapixels / max(time.monotonic() - self._started, 1e-9)
         self._progress.update(
             self._task,
             completed=(now.number - 1 + now.part) / now.total,
@@ -185,4 +185,4 @@ def _summarise(report: "Report", jobs: int) -> None:
     if jobs > 1 or report.skipped:
         counts = f"{len(report.done)} upscaled, {len(report.skipped)} skipped, {len(report.failed)} failed"
         left = jobs - len(report.done) - len(report.skipped) - len(report.failed)  # interrupted
-        typer.echo(f"{counts}, {left} not begun or finished." if left else f"{counts}.", err=True)
+        typer.echo(f"{counts}, {left} not finished." if left else f"{counts}.", err=True)

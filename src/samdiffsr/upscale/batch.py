@@ -82,7 +82,7 @@ def upscale_files(
         load: gives the pipeline; called once, when the first good picture has been read.
         jobs: from `plan`.
         on_progress: called when an image starts, after each of its steps, and when it ends.
-        report: filled while the work goes on, so that it tells how far an interrupted batch came.
+        report: filled while the work goes on, so that it says how far an interrupted batch came.
         tidy: see to each target's folder with `sweep` before the first file is written there.
 
     Raises:
@@ -111,7 +111,7 @@ def upscale_files(
 
 
 class _Reporter:
-    """Turns the part done of one image into the progress of the batch."""
+    """Reports the progress of the batch from the part done of one image."""
 
     def __init__(self, on_progress: Callable[[Progress], None] | None, total: int) -> None:
         self._on_progress, self._total = on_progress, total
@@ -156,7 +156,7 @@ def _ahead(
 
 
 def _read(job: Job, settings: Settings, files: FileSettings, moves: "_Moves") -> _Ready | None:
-    """The picture, if all that can be known before the work speaks for it; None if its target is to be left alone."""
+    """The picture, if nothing known before the work stands against it; None if its target must stay as it is."""
     if _leave_alone(job.target, files):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Many files over many machines: what `upscale_files` does, as plain functions of one piece of work each.
+"""Many files over many machines: the work of `upscale_files` in pieces, each a plain function call.
 
 from functools import partial
 from samdiffsr.workers import on_cluster
@@ -135,7 +135,7 @@ class _Here:
         return self._folder / (stem + os.path.splitext(uris.name_of(uri))[1])
 
     def named(self, job: Job) -> Job:
-        """A job of here as it was given."""
+        """The job with the names that the caller gave."""
         return Job(self.names.get(job.source, job.source), self.names.get(job.target, job.target), job.fixed)
 
     def translated(self, sentence: str) -> str:

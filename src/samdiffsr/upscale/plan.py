@@ -208,7 +208,7 @@ def _in_folder(folder: str, output: str, recursive: bool) -> Iterator[tuple[str,
     avoid = os.path.realpath(output)
     for here, folders, names in os.walk(folder, onerror=refuse):
         below = os.path.relpath(here, folder) if here != folder else ""
-        for name in sorted(filter(is_picture_name, names)):  # a broken link too: the report shall name it
+        for name in sorted(filter(is_picture_name, names)):  # a broken link too: the report names it
             yield os.path.join(here, name), below
         folders[:] = sorted(
             name
@@ -249,13 +249,13 @@ def _refuse_collisions(jobs: list[Job], found: set[str]) -> None:
         if reached in inputs:
             victim, advice = inputs[reached], "choose another output or suffix"
             if victim == job.source:
-                told = "itself"
+                overwritten = "itself"
             elif victim in found:
-                told = f"'{victim}', which is found among the inputs"
+                overwritten = f"'{victim}', which is found among the inputs"
                 advice += ", or give --skip-existing if that is an earlier result"
             else:
-                told = f"the input '{victim}'"
-            raise ImageError(f"Upscaling '{job.source}' would overwrite {told}; {advice}.")
+                overwritten = f"the input '{victim}'"
+            raise ImageError(f"Upscaling '{job.source}' would overwrite {overwritten}; {advice}.")
 
 
 def as_png(job: Job) -> Job:
