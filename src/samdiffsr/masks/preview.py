@@ -39,7 +39,7 @@ def overlay(rgb: np.ndarray, records: Sequence[dict]) -> np.ndarray:
     labels = _label_map(records, (height, width), size)
     hues = np.arange(len(records) + 1) * _GOLDEN % 1
     colours = hsv2rgb(np.stack([hues, np.full_like(hues, 0.8), np.ones_like(hues)], axis=1))
-    tinted = label2rgb(labels, photo, colours, alpha=0.45, bg_label=0, bg_color=None, saturation=0.6)
+    tinted = label2rgb(labels, photo, colours, alpha=0.45, bg_label=0, bg_color=None, saturation=0.6)  # pyright: ignore[reportArgumentType]
     tinted = np.where(labels[..., None] > 0, tinted, photo / 255)
     return (mark_boundaries(tinted, labels, color=(1, 1, 1), mode="inner") * 255).round().astype(np.uint8)
 
