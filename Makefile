@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz lint clean
+.PHONY: demo test fuzz lint docs clean
 
 demo: $(VENV)/run.stamp  ## upscale examples/*.png with the embedded model; results and a comparison land in demo/
 	$(BIN)/samdiffsr upscale -i examples -o demo --overwrite
@@ -22,6 +22,9 @@ lint: $(VENV)/dev.stamp  ## style, types, import layers
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+docs: $(VENV)/docs.stamp  ## the documentation site, into site/
+	$(BIN)/properdocs build --strict -f mkdocs.yml
+
 # torch first and alone: asked for by its exact version it is the CPU build where one is offered.
 $(VENV)/torch.stamp: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,5 +39,9 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/run.stamp
 
+$(VENV)/docs.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
