@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 output=${1:?the folder to write}
 : "${DATA:?prepared folder}" "${ENCODER:?folder of a trained encoder}" "${HELDOUT:?folder of photographs}"
-: "${UPDATES:=800}" "${SEEDS:=0 1}" "${SHIFTS:=none bridge}"
+: "${UPDATES:=800}" "${SEEDS:=0 1}" "${SHIFTS:=none released}"
 export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=200000000  # runs/default.sh
 
 models=()

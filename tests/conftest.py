@@ -26,7 +26,7 @@ def tiny_pipe():
         denoiser = LightDenoiser(width=16, blocks=1, feature_channels=16)
     scheduler = make_scheduler(DDIMScheduler, NoiseSchedule.cosine(100), "sample", timestep_spacing="trailing")
     pipe = SamDiffSRPipeline(
-        encoder, denoiser, scheduler, base="encoder", residual_scale=4.0, shift="bridge", target="sample", steps=2
+        encoder, denoiser, scheduler, base="encoder", residual_scale=4.0, shift="released", target="sample", steps=2
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -242,7 +242,7 @@ def test_saving_and_loading_is_bit_equal(tiny_pipe, tmp_path):
     } == {
         "base": "encoder",
         "residual_scale": 4.0,
-        "shift": "bridge",
+        "shift": "released",
         "target": "sample",
         "steps": 2,
         "lr_divisor": 255,
@@ -341,7 +341,7 @@ def test_what_can_be_computed_once_is(paper_pipe, tiny_pipe):
         (tiny_pipe, tiny_pipe.denoiser.conv_features, tiny_pipe.encoder.head),
     ):
         calls.clear()
-        once.register_forward_hook(lambda *_: calls.append(torch.is_inference_mode_enabled()))
+        once.register_forward_hook(lambda *_: calls.append(not torch.is_grad_enabled()))
         never.register_forward_hook(lambda *_: calls.append("wasted"))
         pipe(picture(6, 5), num_inference_steps=3)
         assert calls == [True]

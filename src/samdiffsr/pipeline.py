@@ -2,41 +2,50 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from samdiffsr.diffusion.process import SHIFTS, TARGETS
-from samdiffsr.errors import CheckpointError, ConfigError, Range, choose, first_line
+from samdiffsr.diffusion.process import ModulatedProcess
+from samdiffsr.errors import CheckpointError, ConfigError, choose, first_line
 from samdiffsr.models.weights import LOADING_ERRORS, check_weights
-from samdiffsr.sampling.noise_blocks import Blocks
-from samdiffsr.sampling.pixels import OUTPUTS, as_list, as_pixels, finish
+from samdiffsr.sampling.estimate import Structure, check_structure, estimate_structure
+from samdiffsr.sampling.pixels import OUTPUTS, as_list, as_pixels, finish, joined
 from samdiffsr.sampling.ranges import DETAIL, STEPS, TILE
-from samdiffsr.sampling.schedulers import PREDICTION_TYPE
-from samdiffsr.sampling.tiled import Execution, Recipe
+from samdiffsr.sampling.reverse import reverse_process
+from samdiffsr.sampling.schedulers import check_scheduler, schedule_of, set_timesteps
+from samdiffsr.sampling.tiled import Networks, TiledModel
 from samdiffsr.sampling.tiles import Canvas
+from samdiffsr.structure import ENCODINGS, draw_structure
 
 DEFAULT_MODEL = Path(__file__).with_name("weights") / "default"
 Callback = Callable[[Any, int, int, dict], dict | None]
+# Written into each saved folder.
+PIPELINE_FILE = 'from samdiffsr.pipeline import SamDiffSRPipeline\n\n__all__ = ["SamDiffSRPipeline"]\n'
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass
 class SamDiffSROutput(BaseOutput):
     """`images`: a list of PIL images; or float32 in [0, 1], (N, H, W, 3) numpy or (N, 3, H, W) tensor, as a list of
-    (H, W, 3) or (3, H, W) if their sizes differ; or a list of uint8 or uint16 numpy (H, W, 3) that use the full range."""
+    (H, W, 3) or (3, H, W) if their sizes differ; or a list of uint8 or uint16 numpy (H, W, 3) that use the full range.
+
+    `structures`, with `return_structure=True`: the structure maps that were used, one for each image; PIL pictures for
+    output type "pil", float32 numpy (H, W) for the others."""
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor] | np.ndarray | Tensor
+    structures: list[Image.Image] | list[np.ndarray] | None = None
 
 
 class SamDiffSRPipeline(DiffusionPipeline):
@@ -47,18 +56,23 @@ class SamDiffSRPipeline(DiffusionPipeline):
 
     Args:
         encoder: has `encode(lr, with_image=) -> (features, image)`.
-        denoiser: has `condition(features)`, `forward(x_t, t, None, condition)`, `hr_multiple` and `hr_minimum`. Both networks
-            tell their `halo_lr` and `floats_per_lr_pixel`, the denoiser its `condition_halo_lr` and `condition_scale`.
-        scheduler: a diffusers scheduler; its prediction_type must fit `target`.
+        denoiser: has `condition(features)`, `forward(x_t, t, None, condition)`, `hr_multiple`, `hr_minimum` and a
+            `structure_head` or None. Both networks have `halo_lr` and `floats_per_lr_pixel`, the denoiser
+            `condition_halo_lr` and `condition_scale`.
+        scheduler: a diffusers scheduler on the betas that the model was trained with; its prediction_type must fit `target`.
         base: "bicubic" (MATLAB) or "encoder" (the encoder's own estimate).
         residual_scale: see above; 2 in the released models.
-        shift: how the training noise was modulated; a record, for sampling does not depend on it.
+        shift: how the training noise was modulated.
         target: what the denoiser predicts.
         steps: default number of sampling steps.
         lr_divisor: of the 8-bit pixels that bicubic upscaling sees; 255, or 256 to repeat the released code, whose base is
             0.4 % darker (its encoder does see pixels / 255).
         detail: default of `__call__`'s.
+        encoding: the position embedding of the structure maps that the model was trained with.
     """
+
+    model_cpu_offload_seq = "encoder->denoiser"
+    _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self,
@@ -68,16 +82,18 @@ class SamDiffSRPipeline(DiffusionPipeline):
         *,
         base: str = "bicubic",
         residual_scale: float = 2.0,
-        shift: str = "paper",
+        shift: str = "released",
         target: str = "marginal_noise",
         steps: int = 100,
         lr_divisor: int = 255,
         detail: float = 1.0,
+        encoding: str = "rope",
     ) -> None:
         super().__init__()
         choose(base, {"bicubic": None, "encoder": None}, "base")
-        choose(target, dict.fromkeys(sorted(TARGETS)), "target")
-        choose(shift, SHIFTS, "shift")
+        choose(encoding, ENCODINGS, "encoding")
+        self._schedule = schedule_of(scheduler)
+        ModulatedProcess(self._schedule, shift, target)  # pyright: ignore[reportArgumentType] - refuses unknown names
         choose(str(lr_divisor), {"255": None, "256": None}, "lr_divisor")
         DETAIL.check(detail)
         if not _is_number(residual_scale) or not 0 < residual_scale < math.inf:
@@ -97,7 +113,13 @@ class SamDiffSRPipeline(DiffusionPipeline):
             steps=steps,
             lr_divisor=lr_divisor,
             detail=detail,
+            encoding=encoding,
         )
+
+    @property
+    def process(self) -> ModulatedProcess:
+        """What the denoiser was trained on."""
+        return ModulatedProcess(self._schedule, self.config["shift"], self.config["target"])
 
     @classmethod
     def from_pretrained(
@@ -126,7 +148,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 check_weights(getattr(pipe, part), folder / part)
         return pipe
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, in which accelerate cannot bring weights back
     def __call__(
         self,
         image: Any,
@@ -135,8 +157,12 @@ class SamDiffSRPipeline(DiffusionPipeline):
         output_type: Literal["pil", "np", "pt", "uint8", "uint16"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
         tile: int | None = None,
         detail: float | None = None,
+        structure: Structure | Sequence[np.ndarray] = "auto",
+        return_structure: bool = False,
         on_warning: Callable[[str], None] | None = None,
     ) -> Any:
         """Upscale x4.
@@ -148,14 +174,20 @@ class SamDiffSRPipeline(DiffusionPipeline):
             generator: None, one (every image starts from its present state, so that the result for an image does not depend
                 on the others) or a list with one for each image.
             output_type: "pil", "np", "pt", "uint8" or "uint16"; see `SamDiffSROutput`.
-            return_dict: False returns the tuple (images,) instead of a `SamDiffSROutput`.
-            callback_on_step_end: called as (pipeline, step, timestep, {"latents": x_t}); returns None, or a dict whose
-                "latents", if there, replace x_t. For an image so large that x_t is kept in a file it is told None.
+            return_dict: False returns the tuple (images,), or (images, structures), instead of a `SamDiffSROutput`.
+            callback_on_step_end: called as (pipeline, step, timestep, {"latents": y_t}); returns None, or a dict whose
+                "latents", if there, replace the state. Of an image so large that the state is kept in a file it gets None.
+            callback_on_step_end_tensor_inputs: what the dict holds: "latents", or nothing. A diffusers callback brings its own.
             tile: side of a tile in pixels of the input, 0 for the whole image at once, None to choose by the free memory. The
                 result does not depend on it (docs/tiling.md).
             detail: how much of the sampled residual is added to the base, 0 to 2; None takes the model's default. 1 is the
                 sample itself; less is closer to the base: where that is the encoder's estimate, truer on average and softer.
-            on_warning: called with a sentence when memory ran out and the work goes on in smaller tiles; None warns.
+            structure: the structure map. "model": the estimate of the model's own head; "felzenszwalb": from regions of similar
+                colour in the enlarged image; "none": 0; or a float map (4h, 4w), for several images a list of maps. "auto" is
+                "model" where the model has a head, else "none".
+            return_structure: return the structure maps too.
+            on_warning: called with a sentence where something is unusual: memory ran out and the work goes on in smaller tiles,
+                or nobody has tested the scheduler. None warns.
 
         Raises:
             ImageError: an image of the wrong type, shape or range; or too little memory for even the least tile.
@@ -164,91 +196,95 @@ class SamDiffSRPipeline(DiffusionPipeline):
         choose(output_type, OUTPUTS, "output_type")
         if tile is not None:
             TILE.check(tile)
+        report = on_warning or _warn
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
-        self._check(steps)
-        recipe = self._recipe(self.config["detail"] if detail is None else DETAIL.check(detail))
-        images = as_list(image)
-        outputs = []
-        for one, source in zip(images, _generators(generator, len(images)), strict=True):
-            run = Execution(recipe, as_pixels(one), tile=tile, note=on_warning or _warn)
-            self._sample(run, steps, source, callback_on_step_end)
-            outputs.append(finish(run.assemble(output_type), output_type))
-        if output_type in ("np", "pt") and len({tuple(out.shape) for out in outputs}) == 1:
-            if len(outputs) == 1:
-                outputs = outputs[0][None]  # no copy
-            else:
-                outputs = np.stack(outputs) if output_type == "np" else torch.stack(outputs)
-        return SamDiffSROutput(images=outputs) if return_dict else (outputs,)
+        share = self.config["detail"] if detail is None else DETAIL.check(detail)
+        images = [as_pixels(one) for one in as_list(image)]
+        structures = check_structure(structure, self.denoiser, images, needed=return_structure)
+        self.check(steps, structures[0], report)
+        on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        outputs, maps = [], []
+        for pixels, wanted, source in zip(images, structures, _generators(generator, len(images)), strict=True):
+            model = TiledModel(self._networks(), pixels, tile=tile, on_warning=report)
+            estimate = estimate_structure(model, wanted, self.config["encoding"])
+            x_0 = self._sample(model, steps, estimate, source, on_step)
+            outputs.append(finish(model.assemble(x_0, output_type, detail=share), output_type))
+            if return_structure and estimate is not None:
+                maps.append(model.gather(estimate))
+        self.maybe_free_model_hooks()
+        outputs = joined(outputs, output_type)
+        if not return_structure:
+            return SamDiffSROutput(images=outputs) if return_dict else (outputs,)
+        if output_type == "pil":
+            maps = [Image.fromarray(draw_structure(one)) for one in maps]
+        return SamDiffSROutput(images=outputs, structures=maps) if return_dict else (outputs, maps)
 
-    def _check(self, steps: int) -> None:
-        """Refuse a scheduler that would misread the prediction."""
-        config, total = self.scheduler.config, self.scheduler.config.num_train_timesteps
-        betas = config.get("trained_betas")
-        if betas is not None and len(betas) != total:
-            raise ConfigError(f"the scheduler has {len(betas)} betas, but num_train_timesteps is {total}.")
-        Range("num_inference_steps", STEPS.least, total, whole=True).check(steps)
-        target = self.config["target"]
-        wanted, found = PREDICTION_TYPE[target], config.get("prediction_type")
-        if found != wanted:
-            raise ConfigError(
-                f"the scheduler has prediction_type {found!r}, but a model that predicts {target!r} needs "
-                f"{wanted!r}; build it with make_scheduler or from_config(..., prediction_type={wanted!r})."
-            )
-        if target == "posterior_noise":
-            exact = isinstance(self.scheduler, DDPMScheduler) and not config.clip_sample and not config.thresholding
-            if not exact or steps != total:
-                raise ConfigError(
-                    f"a model that predicts 'posterior_noise' can only be sampled by DDPMScheduler with clip_sample=False "
-                    f"in all {total} steps (its x_0 is biased), got {type(self.scheduler).__name__} in {steps} steps."
-                )
-
-    def _recipe(self, detail: float) -> Recipe:
-        wanted = {name: self.config[name] for name in ("base", "residual_scale", "lr_divisor")}
-        return Recipe(self.encoder, self.denoiser, self.device, detail=detail, **wanted)
-
-    def _sample(self, run: Execution, steps: int, generator: torch.Generator, callback: Callback | None) -> None:
-        """The reverse process: x_T from N(0, I), then one denoiser call a step and tile."""
-        try:
-            self.scheduler.set_timesteps(steps, device=self.device)
-        except ValueError as error:
-            raise ConfigError(f"{type(self.scheduler).__name__} refuses {steps} steps: {error}") from None
-        run.encode()
-        with _explained(self.scheduler):
-            blocks = Blocks(self.scheduler, generator, canvas=run.canvas, state=run.state)
-            blocks.start(self.denoiser.dtype, self.device)
+    def _sample(
+        self, model: TiledModel, steps: int, structure: Canvas | None, generator: torch.Generator, on_step: Callable
+    ) -> Canvas:
+        """x_0 of one image, with a progress bar."""
+        set_timesteps(self.scheduler, steps, model.device)
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
-            for number, timestep in enumerate(self.scheduler.timesteps):
-                run.predict(timestep, lambda x_t, timestep=timestep: blocks.scale_input(x_t, timestep))
-                with _explained(self.scheduler):
-                    blocks.step(run.prediction, timestep)
-                if callback is not None:
-                    self._call_back(callback, run.state, number, timestep)
-                bar.update()
+            after = partial(on_step, bar)
+            return reverse_process(model, self.denoiser, self.process, self.scheduler, structure, generator, after)
 
-    def _call_back(self, callback: Callback, state: Canvas, number: int, timestep: Tensor) -> None:
-        """Show the callback a copy of x_t, for the state changes in place, and take over what it returns."""
-        x_t = None if state.in_file else state.read(state.window).clone()
-        replaced = (callback(self, number, int(timestep), {"latents": x_t}) or {}).get("latents", x_t)
-        if replaced is not None:
-            state.write(state.window, replaced.clone())
+    def check(
+        self, steps: int, structure: Structure = "none", on_warning: Callable[[str], None] = lambda warning: None
+    ) -> None:
+        """Refuse what would draw rubbish: a scheduler that misreads the model, or regions that get another mean.
+
+        Args:
+            steps: number of sampling steps.
+            structure: what sampling will use, see `__call__`.
+            on_warning: called with a sentence where nobody can know.
+
+        Raises:
+            ConfigError: saying what to choose instead.
+        """
+        estimated = not (isinstance(structure, str) and structure == "none")
+        if not estimated:
+            self.process.check_without_estimate()
+        warning = check_scheduler(self.scheduler, self.process, steps, estimated=estimated)
+        if warning is not None:
+            on_warning(warning)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does it, with a pipeline.py, so that `DiffusionPipeline.from_pretrained(folder,
+        custom_pipeline="pipeline", trust_remote_code=True)` loads the folder too."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        (Path(save_directory) / "pipeline.py").write_text(PIPELINE_FILE)
+
+    def _networks(self) -> Networks:
+        wanted = {name: self.config[name] for name in ("base", "residual_scale", "lr_divisor", "encoding")}
+        return Networks(self.encoder, self.denoiser, self._execution_device, **wanted)
+
+    def _on_step(self, callback: Callback | None, names: Sequence[str]) -> Callable[[Any, int, Tensor, Canvas], None]:
+        """What happens after each step: the bar moves on, and the callback sees a copy of the state, which it may replace."""
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            names = callback.tensor_inputs
+        for name in names:
+            choose(name, dict.fromkeys(self._callback_tensor_inputs), "callback_on_step_end_tensor_inputs")
+
+        def on_step(bar: Any, number: int, timestep: Tensor, y: Canvas) -> None:
+            if callback is not None:
+                # A copy, for the state changes in place.
+                values = {name: None if y.in_file else y.read(y.window).clone() for name in names}
+                replaced = (callback(self, number, int(timestep), dict(values)) or {}).get(
+                    "latents", values.get("latents")
+                )
+                if replaced is not None:
+                    y.write(y.window, replaced.clone())
+            bar.update()
+
+        return on_step
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-@contextmanager
-def _explained(scheduler: Any) -> Iterator[None]:
-    """Schedulers that cannot sample a model say so each in its own way."""
-    try:
-        yield
-    except (NotImplementedError, ValueError, AttributeError, TypeError, IndexError) as error:
-        kind = type(scheduler).__name__
-        raise ConfigError(f"{kind} cannot sample this model: {first_line(error)}") from error
-
-
-def _warn(note: str) -> None:
-    warnings.warn(f"{note}.", RuntimeWarning, stacklevel=2)
+def _warn(warning: str) -> None:
+    warnings.warn(f"{warning}.", RuntimeWarning, stacklevel=3)
 
 
 def _generators(generator: Generators, count: int) -> list[torch.Generator]:

@@ -145,7 +145,7 @@ def _pipeline(released: ReleasedCheckpoint, released_preprocessing: bool) -> Sam
         variance_type="fixed_small",
         prediction_type="epsilon",
     )
-    return SamDiffSRPipeline(
+    pipe = SamDiffSRPipeline(
         encoder=released.encoder,
         denoiser=released.denoiser,
         scheduler=scheduler,
@@ -156,6 +156,11 @@ def _pipeline(released: ReleasedCheckpoint, released_preprocessing: bool) -> Sam
         steps=steps,
         lr_divisor=256 if released_preprocessing else 255,
     )
+    try:
+        pipe.process.check_without_estimate()  # the released networks have no structure head
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint cannot be sampled: {error}") from None
+    return pipe
 
 
 def _read_tensors(file: Path) -> tuple[Tensors, int | None]:

@@ -59,6 +59,31 @@ def _linear(height: int, width: int) -> np.ndarray:
 ENCODINGS = {"rope": _rope, "cosine": _cosine, "sincos": _sincos, "linear": _linear}
 
 
+def position_window(encoding: str, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
+    """A window of the position embedding P of a whole image: the structure map before it is averaged over regions.
+
+    Args:
+        encoding: see `structure_map`.
+        size: height and width of the whole image.
+        rows, columns: the window; both ends are given, and it may reach beyond the image at the bottom and the right.
+
+    Returns:
+        float32 (rows, columns); whatever the window, the same values at the same place.
+    """
+    y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+    if choose(encoding, ENCODINGS, "encoding") is _linear:
+        return ((y[:, None] * size[1] + x) / max(1, size[0] * size[1] - 1)).astype(np.float32)
+    pairs, of_column = np.unique(x // 2, return_inverse=True)
+    turns = np.exp(1j * y[:, None] * 10000.0 ** (-2 * pairs / size[1]))[:, of_column]
+    even = x % 2 == 0
+    parts = {
+        _rope: lambda: np.where(even, turns.real - turns.imag, turns.real + turns.imag),
+        _sincos: lambda: np.where(even, turns.imag, turns.real),
+        _cosine: lambda: turns.real,
+    }
+    return parts[ENCODINGS[encoding]]().astype(np.float32)
+
+
 def structure_map(
     masks: np.ndarray,
     *,
@@ -109,3 +134,16 @@ def structure_of_regions(
             value = position[region].sum() / (whole or region.size)
             out[region] = out[region] + value if add else value
     return np.ascontiguousarray(out.reshape(shape, order="F"), dtype=np.float32)
+
+
+# Dark blue, light blue, white, orange, dark red: 0 is white, and equal amounts on either side are equally dark.
+_COLOURS = np.array([[5, 48, 97], [67, 147, 195], [247, 247, 247], [244, 165, 130], [103, 0, 31]], np.float64)
+
+
+def draw_structure(structure: np.ndarray) -> np.ndarray:
+    """A structure map (H, W) as a picture uint8 (H, W, 3): blue below 0, red above, white at 0; the largest is darkest."""
+    structure = np.asarray(structure, np.float64)
+    largest = float(np.abs(structure).max(initial=0.0)) or 1.0
+    places = (structure / largest + 1) / 2 * (len(_COLOURS) - 1)
+    channels = [np.interp(places, np.arange(len(_COLOURS)), colours) for colours in _COLOURS.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)

@@ -40,7 +40,7 @@ def light() -> SamDiffSRPipeline:
         encoder, denoiser = LightEncoder(width=16, blocks=1), LightDenoiser(width=16, blocks=1, feature_channels=16)
         torch.nn.init.normal_(denoiser.trunk[0].film.weight, std=0.3)
         torch.nn.init.normal_(denoiser.head.weight, std=0.1)
-    scheduler = make_scheduler(LCMScheduler, NoiseSchedule.cosine(100), "sample")
+    scheduler = make_scheduler(LCMScheduler, NoiseSchedule.cosine(20), "sample")
     return SamDiffSRPipeline(
         encoder,
         denoiser,
@@ -48,7 +48,7 @@ def light() -> SamDiffSRPipeline:
         base="encoder",
         residual_scale=1.5,
         detail=0.7,
-        shift="bridge",
+        shift="released",
         target="sample",
         steps=3,
     )
@@ -314,8 +314,8 @@ def test_what_the_runner_cannot_sample_is_refused(scheduler, options, told, tmp_
 
 def test_a_scheduler_that_misreads_the_prediction_is_refused(tmp_path):
     pipe = light()
-    pipe.scheduler = make_scheduler(LCMScheduler, NoiseSchedule.cosine(20), "velocity")
-    with pytest.raises(SamDiffSRError, match=r"'v_prediction'.*'sample'"):
+    pipe.scheduler = make_scheduler(LCMScheduler, NoiseSchedule.cosine(20), "marginal_noise")
+    with pytest.raises(SamDiffSRError, match=r"'epsilon'.*'sample'"):
         export(pipe, tmp_path / "m")
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError
-from samdiffsr.data.dataset import Batch, PreparedPhotos
+from samdiffsr.data.dataset import PreparedPhotos
+from samdiffsr.structure import ENCODINGS
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, EncoderLossConfig, LossConfig, OptimConfig
 from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, normal, uniform
 from samdiffsr.training.run import (
@@ -23,11 +24,16 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("target", ["posterior_noise", "marginal_noise", "sample", "velocity"])
 @pytest.mark.parametrize("shift", ["paper", "released", "bridge", "none"])
 def test_every_shift_and_target_trains(photos, target, shift):
-    loss, network = _stage(target=target, shift=shift, scheduler="ddpm", steps=100)
-    terms = terms_of(loss, PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2))
+    loss, network = _stage(target=target, shift=shift, scheduler="lcm", steps=4, structure_weight=0.1, rollout=0.5)
+    terms = terms_of(loss, examples(photos))
     torch.stack(list(terms.values())).sum().backward()
     assert math.isfinite(terms["pixel"].item())
     assert float(network.head.weight.grad.abs().sum()) > 0
+    assert float(network.structure_head.conv_out.weight.grad.abs().sum()) > 0
+
+
+def examples(photos, count=2):
+    return PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True, position="rope").batch(0, 0, count)
 
 
 def terms_of(loss, batch):
@@ -40,16 +46,16 @@ def _stage(**options):
     config = DiffusionConfig(
         optim=OptimConfig(updates=1, learning_rate=0.1), base="encoder", residual_scale=4, **options
     )
-    network = LightDenoiser(width=8, blocks=1, feature_channels=8)
+    network = LightDenoiser(width=8, blocks=1, feature_channels=8, with_structure=config.structure_weight > 0)
     return DiffusionObjective(network, LightEncoder(width=8, blocks=1), config), network
 
 
 def test_structure_reaches_the_noise(photos):
-    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
-    plain = Batch(batch.hr, batch.lr, torch.zeros_like(batch.structure), batch.level)
+    batch = examples(photos)
+    plain = replace(batch, structure=torch.zeros_like(batch.structure))
     assert float(batch.structure.abs().max()) > 0
     for shift, differs in (("bridge", True), ("none", False)):
-        loss, _ = _stage(shift=shift, target="marginal_noise")
+        loss, _ = _stage(shift=shift, target="marginal_noise", structure_weight=0.1)
         assert (terms_of(loss, batch)["pixel"].item() != terms_of(loss, plain)["pixel"].item()) == differs
 
 
@@ -64,6 +70,83 @@ def test_rollout_feeds_the_networks_own_estimate(photos):
     assert values[0] != values[1]
     assert seen[0] == [99, 99]
     assert len(seen) == 2
+
+
+def seen_by(network):
+    """What a network is shown: (x_t, t), call by call."""
+    seen = []
+    network.register_forward_pre_hook(lambda _, arguments: seen.append((arguments[0].clone(), arguments[1].clone())))
+    return seen
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.0])
+def test_rollout_trains_on_the_state_that_sampling_sees(photos, weight):
+    """x_T = y_T + s_T E^ and x_t = y_t + s_t E^ with y_t = add_noise(own estimate): what `reverse_process` shows the network.
+
+    E^ is the head's, or the true map where there is none.
+    """
+    batch = examples(photos)
+    shift = "paper" if weight else "released"
+    loss, network = _stage(shift=shift, target="sample", rollout=1.0, structure_weight=weight)
+    draws, seen = loss.draws(7, 0, 2), seen_by(network)
+    loss(batch, draws)
+    (x_last, last), (x_t, t) = seen
+    with torch.no_grad():
+        features, _ = loss.encoder.encode(batch.lr)
+        estimate = network.structure(features, batch.position) if weight else batch.structure
+        process, shape = loss.process, batch.hr.shape
+        y_last, noise = normal(draws["rollout_noise"], shape, CPU), normal(draws["noise"], shape, CPU)
+        torch.testing.assert_close(x_last, process.modulate(y_last, last, estimate))
+        x_0 = process.to_plain(x_last, network(x_last, last, features), last, estimate).clamp(-1, 1)
+        y_t = process.add_noise(x_0, noise, t, None)
+        torch.testing.assert_close(x_t, process.modulate(y_t, t, estimate))
+    assert float((x_last - y_last).abs().max()) > 1e-3  # and E is really there
+
+
+@pytest.mark.parametrize("target", ["marginal_noise", "sample"])
+def test_what_is_diffused_is_clipped(photos, target):
+    """x_0 = clip(residual_scale (hr - base), -1, 1), of what the network is shown and of what it must answer."""
+    batch = examples(photos)
+    loss, network = _stage(shift="none", target=target)
+    loss.config = loss.config.model_copy(update={"residual_scale": 40.0})
+    draws, seen = loss.draws(7, 0, 2), seen_by(network)
+    asked = []
+    loss.pixel_loss = lambda prediction, wanted: asked.append(wanted) or (prediction - wanted).abs().mean()
+    loss(batch, draws)
+    _, image = loss.encoder.encode(batch.lr, with_image=True)
+    unclipped = 40 * (batch.hr - image.detach())
+    assert float(unclipped.abs().max()) > 1
+    noise = normal(draws["noise"], batch.hr.shape, CPU)
+    expected = loss.process.add_noise(unclipped.clamp(-1, 1), noise, draws["t"], None)
+    torch.testing.assert_close(seen[0][0], expected)
+    torch.testing.assert_close(asked[0], noise if target == "marginal_noise" else unclipped.clamp(-1, 1))
+
+
+def test_the_training_target_and_state_hold_the_true_structure(photos):
+    batch = examples(photos)
+    loss, network = _stage(shift="paper", target="posterior_noise", structure_weight=0.1, scheduler="ddim", steps=2)
+    draws, seen, asked = loss.draws(7, 0, 2), seen_by(network), []
+    loss.pixel_loss = lambda prediction, wanted: asked.append(wanted) or (prediction - wanted).abs().mean()
+    terms = loss(batch, draws).terms
+    noise, t, process = normal(draws["noise"], batch.hr.shape, CPU), draws["t"], loss.process
+    share = process.shift_step * (1 - process.schedule.alpha_bars).sqrt() / process.schedule.betas
+    expected = noise + share[t].float().reshape(-1, 1, 1, 1) * batch.structure
+    torch.testing.assert_close(asked[0], expected)
+    _, image = loss.encoder.encode(batch.lr, with_image=True)
+    x_0 = (4 * (batch.hr - image.detach())).clamp(-1, 1)
+    torch.testing.assert_close(seen[0][0], process.add_noise(x_0, noise, t, batch.structure))
+    features, _ = loss.encoder.encode(batch.lr)
+    distance = (network.structure(features, batch.position) - batch.structure).abs().mean()
+    assert terms["structure"].item() == pytest.approx(0.1 * distance.item(), rel=1e-5)
+
+
+def test_positions_are_turned_with_their_crops(photos):
+    """Where the map is the position map itself, both agree pixel for pixel, flipped and rotated or not."""
+    source = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True, position="rope")
+    batch = source.batch(0, 0, 8)
+    for number, (crop, images) in enumerate(source._drawn(0, 0, 8)):
+        whole = ENCODINGS["rope"](*images[0].shape[:2])
+        np.testing.assert_allclose(batch.position[number, 0].numpy(), crop.apply(whole, 4), atol=1e-6)
 
 
 def test_feature_loss_is_part_of_the_total(photos, feature_file):

@@ -18,7 +18,7 @@ def test_both_stages_end_in_a_pipeline_that_works(photos, tmp_path):
     assert pipe(np.zeros((3, 5, 3), np.uint8)).images[0].size == (20, 12)
     assert (pipe.config.target, pipe.config.shift, pipe.config.base, pipe.config.steps) == (
         "sample",
-        "bridge",
+        "released",
         "encoder",
         2,
     )

@@ -54,6 +54,8 @@ def train(
 
     settings = load_config(config, set or [])
     stages = ["encoder", "diffusion"] if stage == "all" else [stage]
+    if "diffusion" in stages and settings.diffusion.warning:
+        typer.echo(f"Warning: {settings.diffusion.warning}.", err=True)
     if dry_run:
         _print_plan(settings, stages)
     else:

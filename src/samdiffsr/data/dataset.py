@@ -15,6 +15,7 @@ from samdiffsr.data.degrade import degrade as degrade_crop
 from samdiffsr.data.shards import MEMBERS, Example, Shard, read_index, read_manifest, stem_of
 from samdiffsr.errors import ConfigError, choose
 from samdiffsr.resize import SCALE
+from samdiffsr.structure import position_window
 
 Degrade = Literal["none", "real"]
 OPEN_SHARDS = 256  # mapped at once; each holds a file descriptor, of which a process commonly has 1024
@@ -77,13 +78,15 @@ Crop = tuple[JointCrop, Example]
 class Batch:
     """hr (N, 3, H, W) and lr (N, 3, H / 4, W / 4) float32 in [-1, 1], structure (N, 1, H, W) float32, and level (N,) float32:
     how degraded lr is, from 0 (the exact bicubic reduction of hr) to 1.
-    `targets` has further targets of the encoder, as hr, by name."""
+    `targets` has further targets of the encoder, as hr, by name. `position` (N, 1, H, W) is the position map from which
+    structure is averaged, if somebody asked for it."""
 
     hr: Tensor
     lr: Tensor
     structure: Tensor
     level: Tensor
     targets: dict[str, Tensor] = field(default_factory=dict)
+    position: Tensor | None = None
 
 
 class PreparedImages(Sequence[Example]):
@@ -179,6 +182,7 @@ class PreparedPhotos:
         candidates: crops drawn for each example, of which the one with the most texture is kept; 1 is plain sampling.
         flips: use the 8 flips and rotations.
         crops_per_image: so many examples in a row come from one image.
+        position: the encoding of the position maps that batches hold; None: they hold none.
         degrade: "real" makes the LR crops anew, as `samdiffsr.data.degrade` says; HR and structure stay what they are.
         targets: names of further targets of the encoder, cut and turned as HR is.
 
@@ -196,7 +200,9 @@ class PreparedPhotos:
         crops_per_image: int = 1,
         degrade: Degrade = "none",
         targets: Sequence[str] = (),
+        position: str | None = None,
     ) -> None:
+        self._position = position
         self._degrades = choose(degrade, {"none": False, "real": True}, "degrade")
         self.images = PreparedImages(folder, targets)
         self.crop_lr, self.flips = crop_lr, flips
@@ -218,7 +224,7 @@ class PreparedPhotos:
     def batch(self, seed: int, first: int, size: int) -> Batch:
         """Examples first .. first + size - 1."""
         crops = self._drawn(seed, first, size)
-        batch = collate(crops, self.images.targets)
+        batch = collate(crops, self.images.targets, position=self._position)
         for number, (crop, images) in enumerate(crops):
             if (degraded := self._degraded(crop, images[0], seed, first + number)) is not None:
                 lr, batch.level[number] = degraded
@@ -265,8 +271,9 @@ def texture(lr: np.ndarray) -> int:
     return int(np.abs(green[1:] - green[:-1]).sum() + np.abs(green[:, 1:] - green[:, :-1]).sum())
 
 
-def collate(crops: Sequence[Crop], targets: Sequence[str] = ()) -> Batch:
-    """Cut the crops out of their images, which hold further `targets` of these names; the level is 0."""
+def collate(crops: Sequence[Crop], targets: Sequence[str] = (), *, position: str | None = None) -> Batch:
+    """Cut the crops out of their images, which hold further `targets` of these names, and out of the position map of an
+    encoding, if given; the level is 0."""
     lr = torch.empty(len(crops), 3, crops[0][0].crop_lr, crops[0][0].crop_lr)
     hr = torch.empty(len(crops), 3, SCALE * lr.shape[2], SCALE * lr.shape[3])
     structure = torch.empty(len(crops), 1, *hr.shape[2:])
@@ -282,4 +289,18 @@ def collate(crops: Sequence[Crop], targets: Sequence[str] = ()) -> Batch:
         # torch turns float16 to float32 forty times faster than numpy does
         encoded.copy_(torch.from_numpy(np.ascontiguousarray(crop.apply(images[2], SCALE))))
     lr.sub_(127.5).mul_(1 / 127.5)
-    return Batch(hr, lr, structure, torch.zeros(len(crops)), dict(zip(targets, further, strict=True)))
+    named = dict(zip(targets, further, strict=True))
+    return Batch(
+        hr, lr, structure, torch.zeros(len(crops)), named, None if position is None else _positions(crops, position)
+    )
+
+
+def _positions(crops: Sequence[Crop], encoding: str) -> Tensor:
+    """The position maps of the crops (N, 1, H, W), turned as the crops are."""
+    found = []
+    for crop, images in crops:
+        top, left, side = SCALE * crop.top_lr, SCALE * crop.left_lr, SCALE * crop.crop_lr
+        size = (images[0].shape[0], images[0].shape[1])
+        window = position_window(encoding, size, slice(top, top + side), slice(left, left + side))
+        found.append(torch.from_numpy(np.ascontiguousarray(crop.turn(window))))
+    return torch.stack(found)[:, None]

@@ -3,7 +3,8 @@
     q(x_t | x_{t-1}, E) = N( sqrt(alpha_t) x_{t-1} + k_t E, beta_t I )                                    (Eq. 1)
     q(x_t | x_0, E)     = N( sqrt(abar_t) x_0 + s_t E, (1 - abar_t) I ),  s_t = sqrt(alpha_t) s_{t-1} + k_t  (Eq. 2, 5)
 
-`shift` chooses k_t, and with it s_t; `target` chooses what a network is asked for. docs/derivation.md has the proofs.
+`shift` chooses k_t, and with it s_t; `target` chooses what a network is asked for. Sampling works on the plain state
+y_t = x_t - s_t E, which is an unmodulated diffusion for every shift. docs/derivation.md has the proofs.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from samdiffsr.errors import ConfigError, choose
 Shift = Literal["paper", "released", "bridge", "none"]
 Target = Literal["posterior_noise", "marginal_noise", "sample", "velocity"]
 TARGETS = {"posterior_noise", "marginal_noise", "sample", "velocity"}
+MOST_MEAN_ERROR = 0.05  # of a region, in standard deviations of x_0; what more than that is refused
+X0_DEVIATION, STRUCTURE = 0.5, 1.2  # of the regions that `mean_error` reckons with: |E| of rope reaches sqrt(2)
 ShiftFunction = Callable[[NoiseSchedule], Tensor]
 
 
@@ -58,6 +61,7 @@ class ModulatedProcess:
         target: what the network predicts; "posterior_noise" m_t (Eq. 6), "marginal_noise" n_t, "sample" x_0, "velocity" v_t.
 
     Attributes:
+        shift: the shift's name.
         shift_step: k_t, float64 (T,).
         shift_mean: s_t, float64 (T,).
     """
@@ -69,6 +73,7 @@ class ModulatedProcess:
         self.schedule = schedule
         self.target = target
         function = shift if callable(shift) else choose(shift, SHIFTS, "shift")
+        self.shift = getattr(shift, "__name__", shift)
         self.shift_mean = function(schedule)
         if self.shift_mean.shape != schedule.betas.shape or self.shift_mean.dtype != torch.float64:
             got = f"{self.shift_mean.dtype} of shape {tuple(self.shift_mean.shape)}"
@@ -85,7 +90,7 @@ class ModulatedProcess:
     def training_target(
         self, noise: Tensor, t: Tensor, structure: Tensor | None, *, x_0: Tensor | None = None
     ) -> Tensor:
-        """What the network shall answer at x_t; "sample" and "velocity" need `x_0` too.
+        """What the network must answer at x_t; "sample" and "velocity" need `x_0` too.
 
         Raises:
             ConfigError: `x_0` is missing where the target needs it.
@@ -95,19 +100,31 @@ class ModulatedProcess:
         if self.target == "sample":
             assert x_0 is not None
             return x_0
-        if structure is None:
-            modulated = noise
-        elif self.target == "posterior_noise":  # m_t = eps + k_t sqrt(1 - abar_t) / beta_t E  (Eq. 6)
-            factor = self.shift_step * torch.sqrt(1 - self.schedule.alpha_bars) / self.schedule.betas
-            modulated = noise + self._at(factor, t, noise) * structure
-        else:  # n_t = eps + s_t / sqrt(1 - abar_t) E
-            factor = self.shift_mean / torch.sqrt(1 - self.schedule.alpha_bars)
-            modulated = noise + self._at(factor, t, noise) * structure
+        modulated = noise  # m_t or n_t
+        if structure is not None:
+            modulated = noise + self._at(self._share(), t, noise) * structure
         if self.target != "velocity":
             return modulated
         assert x_0 is not None
         signal, sigma = self._signal_sigma(t, x_0)
         return signal * modulated - sigma * x_0
+
+    def modulate(self, y_t: Tensor, t: Tensor, structure: Tensor | None) -> Tensor:
+        """x_t = y_t + s_t E: the plain state as the network was trained to see it."""
+        return y_t if structure is None else y_t + self._at(self.shift_mean, t, y_t) * structure
+
+    def to_plain(self, x_t: Tensor, prediction: Tensor, t: Tensor, structure: Tensor | None) -> Tensor:
+        """The network's answer at x_t as one about y_t: x_0 for "sample" and "velocity", eps for the noise targets.
+
+        Exact for every shift and target if `structure` is E. None stands for E = 0, as everywhere: then the noise targets
+        are returned as they are.
+        """
+        if self.target == "sample":
+            return prediction
+        if self.target == "velocity":
+            signal, sigma = self._signal_sigma(t, x_t)
+            return signal * x_t - sigma * prediction
+        return prediction if structure is None else prediction - self._at(self._share(), t, x_t) * structure
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, structure: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and variance (broadcastable) of q(x_{t-1} | x_t, x_0, E), exact for every shift (Eq. 7, 8).
@@ -129,12 +146,16 @@ class ModulatedProcess:
             mean = mean + self._at(shift, t, x_t) * structure
         return mean, self._at((1 - before) / rest * betas, t, x_t)
 
-    def predict_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """The estimate of x_0 that a prediction implies; unbiased for every target but "posterior_noise".
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor, structure: Tensor | None = None) -> Tensor:
+        """The estimate of x_0 that a prediction implies; unbiased for every target, for "posterior_noise" only given E.
 
         Raises:
-            ConfigError: for "posterior_noise".
+            ConfigError: for "posterior_noise" without `structure`.
         """
+        if self.target == "posterior_noise" and structure is not None:
+            signal, sigma = self._signal_sigma(t, x_t)
+            y_t = x_t - self._at(self.shift_mean, t, x_t) * structure
+            return (y_t - sigma * self.to_plain(x_t, prediction, t, structure)) / signal
         if self.target == "posterior_noise":
             raise ConfigError(
                 "predict_x0 is undefined for target 'posterior_noise': its x_0 is biased by the unknown structure map; "
@@ -157,6 +178,51 @@ class ModulatedProcess:
         betas = self.schedule.betas
         factor = betas / torch.sqrt(1 - self.schedule.alpha_bars)
         return (x_t - self._at(factor, t, x_t) * prediction) / self._at(torch.sqrt(self.schedule.alphas), t, x_t)
+
+    def mean_error(self) -> float:
+        """How far sampling without an estimate of E puts the mean of a region off, in standard deviations of x_0.
+
+        Of a region x_0 ~ N(0, `X0_DEVIATION`^2) with |E| = `STRUCTURE`, drawn by the ancestral sampler in all steps, where the
+        network answers the conditional expectation and knows E: the worst case, since one that must infer E from x_t
+        follows what it sees. Everything is linear, so the mean follows a recursion in s_t and needs no sampling.
+        """
+        bars, variance = self.schedule.alpha_bars, X0_DEVIATION**2
+        signal, rest = torch.sqrt(bars), 1 - bars
+        gain = signal * variance / (bars * variance + rest)  # of E[x_0 | x_t] in x_t - s_t E
+        # Read as eps, the answer holds this much E, where n_t would hold s_t / sqrt(1 - abar_t) of it.
+        bias = torch.zeros_like(bars)
+        if self.target == "posterior_noise":
+            bias = (self.shift_mean - torch.sqrt(rest) * self._share()) / signal
+        before = torch.cat([torch.ones(1, dtype=torch.float64), bars[:-1]])
+        of_x_0 = torch.sqrt(before) * self.schedule.betas / rest
+        of_x_t = torch.sqrt(self.schedule.alphas) * (1 - before) / rest
+        mean = 0.0  # of y_T ~ N(0, I)
+        for t in reversed(range(len(self.schedule))):
+            x_0 = gain[t] * (mean - self.shift_mean[t]) + bias[t]
+            mean = float(of_x_0[t] * x_0 + of_x_t[t] * mean)
+        return abs(mean) * STRUCTURE / X0_DEVIATION
+
+    def check_without_estimate(self) -> None:
+        """Refuse to sample without an estimate of E where regions would get another mean.
+
+        Raises:
+            ConfigError: `mean_error` exceeds `MOST_MEAN_ERROR`.
+        """
+        error = self.mean_error()
+        if error > MOST_MEAN_ERROR:
+            others = (ModulatedProcess(self.schedule, shift, self.target) for shift in ("released", "none"))
+            valid = " or ".join(repr(other.shift) for other in others if other.mean_error() <= MOST_MEAN_ERROR)
+            raise ConfigError(
+                f"without an estimate of the structure map, shift {self.shift!r} with target {self.target!r} moves the mean of "
+                f"a region by {error:.2g} standard deviations, more than {MOST_MEAN_ERROR}: let the model estimate the map "
+                f"(a structure head) or give one, or train with shift {valid}."
+            )
+
+    def _share(self) -> Tensor:
+        """How much E a noise target holds beside eps, float64 (T,): m_t (Eq. 6) or n_t."""
+        if self.target == "posterior_noise":
+            return self.shift_step * torch.sqrt(1 - self.schedule.alpha_bars) / self.schedule.betas
+        return self.shift_mean / torch.sqrt(1 - self.schedule.alpha_bars)
 
     def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """table[t] in the dtype and on the device of `like`, shaped to broadcast against it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samdiffsr.errors import ConfigError
+from samdiffsr.errors import ConfigError, choose
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,17 @@ class NoiseSchedule:
         return cls((1 - f[1:] / f[:-1]).clamp(0, max_beta))
 
     @classmethod
-    def linear(cls, timesteps: int = 1000, *, first: float = 1e-4, last: float = 0.02) -> "NoiseSchedule":
-        """beta_t rising linearly from `first` to `last` (arXiv 2006.11239)."""
+    def linear(cls, timesteps: int = 1000, *, max_beta: float = 0.999) -> "NoiseSchedule":
+        """beta_t rising linearly from 1e-4 to 0.02 at 1000 steps (arXiv 2006.11239), and 1000 / T times as fast at T steps, so
+        that x_T is noise for every T (arXiv 2102.09672)."""
         _check_timesteps(timesteps)
-        return cls(torch.linspace(first, last, timesteps, dtype=torch.float64))
+        betas = torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64) * (1000 / timesteps)
+        return cls(betas.clamp(max=max_beta))
+
+    @classmethod
+    def named(cls, name: str, timesteps: int, *, max_beta: float = 0.999) -> "NoiseSchedule":
+        """The schedule "cosine" or "linear"; ConfigError names the choices."""
+        return choose(name, {"cosine": cls.cosine, "linear": cls.linear}, "schedule")(timesteps, max_beta=max_beta)
 
     def __len__(self) -> int:
         return len(self.betas)

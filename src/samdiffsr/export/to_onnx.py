@@ -106,12 +106,12 @@ def describe(pipe: SamDiffSRPipeline) -> dict[str, Any]:
     scheduler, target = pipe.scheduler.config, pipe.config["target"]
     if scheduler.get("thresholding"):
         raise ConfigError(f"the runner knows no dynamic thresholding, but this {name} uses it; switch it off.")
-    pipe._check(pipe.config["steps"])
+    pipe.check(pipe.config["steps"])
     sampler = run_onnx.Sampler(
         name=SAMPLERS[name],
         alpha_bars=pipe.scheduler.alphas_cumprod.tolist(),
         last_alpha_bar=float(pipe.scheduler.final_alpha_cumprod) if name == "DDIMScheduler" else 1.0,
-        predicts=scheduler.prediction_type,
+        predicts="v_prediction" if target == "velocity" else scheduler.prediction_type,
         clip=scheduler.clip_sample_range if scheduler.clip_sample else None,
         spacing=scheduler.timestep_spacing,
         offset=scheduler.steps_offset,

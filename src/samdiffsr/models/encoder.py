@@ -7,6 +7,7 @@ Trained first, alone, as a super-resolution network (L1), then frozen (SRDiff, a
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from samdiffsr.errors import ConfigError, SamDiffSRError
@@ -66,6 +67,7 @@ class RRDBEncoder(ModelMixin, ConfigMixin):
         """About what `encode` holds at once; the estimate takes most, at HR size."""
         return 2 * self.feature_channels + (5 * self.scale**2 if with_image else 12) * self.channels
 
+    @apply_forward_hook
     def encode(self, lr: Tensor, *, with_image: bool = False) -> tuple[Tensor, Tensor | None]:
         """Features of an LR batch.
 

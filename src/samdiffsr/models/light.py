@@ -6,32 +6,23 @@ normalisation, no attention, no pooling: what a CPU computes at its peak rate, a
 docs/log.md has the measurements behind the width.
 """
 
-import math
 from collections.abc import Iterable
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from samdiffsr.errors import ConfigError, choose
 from samdiffsr.models.blocks import embed_time
+from samdiffsr.models.layers import FilmConv2d, conv
 from samdiffsr.models.level import WIDTH, LevelEmbedding, LevelHead
+from samdiffsr.models.structure_head import StructureHead
 from samdiffsr.resize import SCALE, imresize_tensor
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
-
-
-def conv(in_channels: int, out_channels: int, *, gain: float = 1.0) -> nn.Conv2d:
-    """A 3x3 convolution; `gain` 0 starts a branch as zero, which keeps deep residual trunks stable without normalisation."""
-    layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    with torch.no_grad():
-        nn.init.kaiming_normal_(layer.weight, a=math.sqrt(1))
-        layer.weight.mul_(gain)
-        nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-    return layer
 
 
 def _check(**sizes: int) -> None:
@@ -59,7 +50,7 @@ class LightBlock(nn.Module):
         if not isinstance(convs, int) or convs < 2:
             raise ConfigError(f"convs is {convs!r}, but must be a whole number from 2.")
         self.activate = choose(activation, ACTIVATIONS, "activation")
-        self.conv1 = conv(width, width)
+        self.conv1 = conv(width, width, kind=FilmConv2d)
         self.following = tuple(f"conv{number}" for number in range(2, convs + 1))
         for name in self.following:
             self.add_module(name, conv(width, width, gain=0.1 if name == self.following[-1] else 1.0))
@@ -69,17 +60,7 @@ class LightBlock(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        if self.film is None or time is None:
-            hidden = self.conv1(x)
-        elif x.shape[0] > 1:  # not len(), which an exporter takes for a constant
-            hidden = self.conv1(x)
-            scale, shift = self.film(time)[:, :, None, None].chunk(2, dim=1)
-            hidden = torch.addcmul(hidden + shift, hidden, scale)
-        else:  # one time: it goes into the weights, which are far fewer than the pixels
-            scale, shift = self.film(time)[0].chunk(2)
-            weight = self.conv1.weight * (1 + scale)[:, None, None, None]
-            bias = torch.addcmul(shift, cast(Tensor, self.conv1.bias), 1 + scale)
-            hidden = F.conv2d(x, weight, bias, padding=1)
+        hidden = self.conv1(x) if self.film is None or time is None else self.conv1(x, self.film(time))
         for name in self.following:
             hidden = getattr(self, name)(self.activate(hidden, inplace=True))
         return hidden.add_(x)  # in place: on a CPU a fresh 8 MB costs more than the sum
@@ -132,6 +113,7 @@ class LightEncoder(ModelMixin, ConfigMixin):
         """About what `encode` holds at once."""
         return 6 * self.conv_in.out_channels + with_image * 6 * 3 * SCALE**2
 
+    @apply_forward_hook
     def encode(
         self, lr: Tensor, level: Tensor | None = None, *, with_image: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -185,6 +167,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         level: take the level of degradation as an input.
         convs: convolutions of each block, from 2; the time acts after the first.
         activation: between them, "relu" or "silu".
+        with_structure: add a `structure_head`, which estimates the structure map from the features.
     """
 
     __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
@@ -198,6 +181,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         level: bool = False,
         convs: int = 2,
         activation: str = "relu",
+        with_structure: bool = False,
     ) -> None:
         super().__init__()
         _check(width=width, blocks=blocks, feature_channels=feature_channels)
@@ -210,6 +194,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         self._trunk_halo = convs * blocks
         self.head = conv(width, 3 * SCALE**2, gain=0.1)
         self.level_embedding = LevelEmbedding(width, zero=True) if level else None
+        self.structure_head = StructureHead(feature_channels, SCALE) if with_structure else None
 
     @property
     def takes_level(self) -> bool:
@@ -245,9 +230,16 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         """About what a pass holds at once."""
         return 5 * self.conv_in.out_channels + 3 * 3 * SCALE**2
 
+    @apply_forward_hook
     def condition(self, features: Tensor) -> Tensor:
         """What does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, h, w)."""
         return self.conv_features(features)
+
+    @apply_forward_hook
+    def structure(self, features: Tensor, position: Tensor) -> Tensor:
+        """The structure map (N, 1, H, W) that the head sees in features (N, C, h, w) and position map (N, 1, H, W)."""
+        assert self.structure_head is not None, "the network was built without a structure head"
+        return self.structure_head(features, position)
 
     def forward(
         self,

@@ -12,10 +12,12 @@ from typing import cast
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from samdiffsr.errors import ConfigError, SamDiffSRError
 from samdiffsr.models.blocks import ConvBlock, Downsample, ResidualBlock, Upsample, embed_time
+from samdiffsr.models.structure_head import StructureHead
 
 
 class ConditionalUNet(ModelMixin, ConfigMixin):
@@ -29,6 +31,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         feature_channels: channels of the encoder's features.
         scale: HR side / LR side, even.
         image_channels: 3 for RGB.
+        with_structure: add a `structure_head`, which estimates the structure map from the features.
 
     Raises:
         ConfigError: for an odd scale, an odd or too small dim, or no level.
@@ -44,6 +47,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         feature_channels: int = 384,
         scale: int = 4,
         image_channels: int = 3,
+        with_structure: bool = False,
     ) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
@@ -68,6 +72,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
             blocks = (ResidualBlock(2 * width, after, dim), ResidualBlock(after, after, dim))
             self.ups.append(nn.ModuleList([*blocks, Upsample(after)]))
         self.final_conv = nn.Sequential(ConvBlock(widths[0], widths[0]), nn.Conv2d(widths[0], image_channels, 1))
+        self.structure_head = StructureHead(feature_channels, scale) if with_structure else None
 
     @property
     def hr_multiple(self) -> int:
@@ -101,9 +106,16 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         """About what a pass holds at once, most of it at HR size in the first level."""
         return 8 * self.scale**2 * self.dim
 
+    @apply_forward_hook
     def condition(self, features: Tensor) -> Tensor:
         """What does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, H, W)."""
         return self.cond_proj(features)
+
+    @apply_forward_hook
+    def structure(self, features: Tensor, position: Tensor) -> Tensor:
+        """The structure map (N, 1, H, W) that the head sees in features (N, C, h, w) and position map (N, 1, H, W)."""
+        assert self.structure_head is not None, "the network was built without a structure head"
+        return self.structure_head(features, position)
 
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor | None, condition: Tensor | None = None) -> Tensor:
         """Predict what the model was trained for (its saved configuration says what) from the noisy residual.

@@ -4,8 +4,6 @@ A stock diffusers scheduler draws noise for, and remembers, the array it is give
 the same numbers, be the denoiser run on the whole image or tile by tile. Up to one block, that is plain diffusers.
 """
 
-import copy
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,22 +12,21 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from samdiffsr.sampling.schedulers import Place, explained, remembered, takes_generator, twin
 from samdiffsr.sampling.tiles import Canvas, Window
 
 BLOCK_HR = 512  # part of what a seed means: another value gives other noise to images beyond it
 
-Place = tuple[str, int | None]  # an attribute of a scheduler, and an index if that is a list
 
-
-class Blocks:
-    """The state x_t of an image, advanced block by block.
+class NoiseBlocks:
+    """The plain state y_t of an image, drawn and advanced by the scheduler block by block.
 
     Args:
         scheduler: after `set_timesteps`. It is used itself for an image of one block, else copied and left as it is.
         generator: draws all noise of an image of one block; else only the seed from which those of the blocks follow.
         canvas: makes an empty canvas of the state's size for a given dtype. Canvases in files take the multistep
             memory of the schedulers too.
-        state: x_t, any canvas of that size; filled with x_T.
+        state: y_t, any canvas of that size.
     """
 
     def __init__(
@@ -38,39 +35,41 @@ class Blocks:
         self._windows = list(_fixed(state.window))
         self._schedulers, self._generators = [scheduler], [generator]
         if len(self._windows) > 1:
-            self._schedulers = [_twin(scheduler) for _ in self._windows]
+            self._schedulers = [twin(scheduler) for _ in self._windows]
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
             self._generators = [_derived(generator, seed, window) for window in self._windows]
         self._canvas, self._state = canvas, state
         self._memory: list[Canvas] = []
         self._away: list[list[Place]] = [[] for _ in self._windows]
-        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        self._takes_generator = takes_generator(scheduler)
 
-    def start(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Fill the state with x_T from N(0, I), in the scheduler's scale."""
+    def draw(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Fill the state with y_T from N(0, I), in the scheduler's scale."""
         for window, scheduler, generator in zip(self._windows, self._schedulers, self._generators, strict=True):
             noise = randn_tensor((1, 3, *window.shape), generator=generator, device=device, dtype=dtype)
             self._state.write(window, noise * scheduler.init_noise_sigma)
 
     def scale_input(self, batch: Tensor, timestep: Tensor) -> Tensor:
-        """What the denoiser must be shown of x_t; the same for all blocks, which are at the same step."""
-        return self._schedulers[0].scale_model_input(batch, timestep)
+        """A piece of the state as sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; the same for all blocks, which are at one step."""
+        with explained(self._schedulers[0]):
+            return self._schedulers[0].scale_model_input(batch, timestep)
 
     def step(self, prediction: Canvas, timestep: Tensor) -> None:
-        """x_t becomes x_{t-1}, given the denoiser's prediction for all of x_t."""
+        """y_t becomes y_{t-1}, given the prediction for all of y_t."""
         for number, (window, scheduler) in enumerate(zip(self._windows, self._schedulers, strict=True)):
             self._bring(number, scheduler)
-            x_t = self._state.read(window)
-            scheduler.scale_model_input(x_t, timestep)  # some schedulers insist on having been asked
+            y_t, given = self._state.read(window), prediction.read(window)
             options = {"generator": self._generators[number]} if self._takes_generator else {}
-            given = prediction.read(window)
-            self._state.write(window, scheduler.step(given, timestep, x_t, **options, return_dict=False)[0])
+            with explained(scheduler):
+                scheduler.scale_model_input(y_t, timestep)  # some schedulers insist on having been asked
+                y_before = scheduler.step(given, timestep, y_t, **options, return_dict=False)[0]
+            self._state.write(window, y_before)
             if self._state.in_file:
                 self._put_away(number, scheduler)
 
     def _put_away(self, number: int, scheduler: Any) -> None:
         """Move the pieces of picture that a multistep scheduler remembers to files."""
-        places = list(_remembered(scheduler))
+        places = list(remembered(scheduler))
         for slot, (name, index) in enumerate(places):
             owner, key = (vars(scheduler), name) if index is None else (getattr(scheduler, name), index)
             if slot == len(self._memory):
@@ -97,23 +96,3 @@ def _derived(generator: torch.Generator, seed: int, window: Window) -> torch.Gen
     """The generator of one block: a function of the seed and the block's place."""
     words = np.random.SeedSequence([seed, window.top, window.left]).generate_state(1, np.uint64)
     return torch.Generator(generator.device).manual_seed(int(words[0] >> np.uint64(1)))
-
-
-def _twin(scheduler: Any) -> Any:
-    """An independent scheduler at the same point; tables, which no scheduler changes in place, are shared."""
-    twin = copy.copy(scheduler)
-    for name, value in vars(scheduler).items():
-        if isinstance(value, list):
-            setattr(twin, name, list(value))
-    return twin
-
-
-def _remembered(scheduler: Any) -> Iterator[Place]:
-    """Where a scheduler holds tensors (N, C, H, W): the memory of multistep solvers."""
-    for name, value in vars(scheduler).items():
-        if isinstance(value, Tensor) and value.ndim == 4:
-            yield name, None
-        elif isinstance(value, list):
-            yield from (
-                (name, index) for index, item in enumerate(value) if isinstance(item, Tensor) and item.ndim == 4
-            )

@@ -90,3 +90,12 @@ def finish(array: np.ndarray, output_type: str) -> Any:
     if output_type == "pil":
         return Image.fromarray(array)
     return torch.from_numpy(array).permute(2, 0, 1) if output_type == "pt" else array
+
+
+def joined(outputs: list, output_type: str) -> Any:
+    """Arrays and tensors of one size as one batch."""
+    if output_type not in ("np", "pt") or len({tuple(out.shape) for out in outputs}) > 1:
+        return outputs
+    if len(outputs) == 1:
+        return outputs[0][None]  # no copy
+    return np.stack(outputs) if output_type == "np" else torch.stack(outputs)

@@ -25,14 +25,15 @@ from samdiffsr.sampling.tiles import (
     is_out_of_memory,
     tiles,
 )
+from samdiffsr.structure import position_window
 
 BICUBIC_HALO_LR = 3
 OUTPUT_TILE_LR = 256  # of the last, cheap pass
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What to run, and how its parts make a picture; see `SamDiffSRPipeline`."""
+class Networks:
+    """What to run, where, and what the residual is added to; see `SamDiffSRPipeline`."""
 
     encoder: Any
     denoiser: Any
@@ -40,29 +41,31 @@ class Recipe:
     base: str
     residual_scale: float
     lr_divisor: int
-    detail: float
+    encoding: str
 
 
-class Execution:
-    """An image between its pixels and its upscaled pixels.
+class TiledModel:
+    """The networks on one image.
 
     Args:
-        recipe: the model.
+        networks: the model.
         pixels: (h, w, 3), see `samdiffsr.sampling.pixels.as_pixels`.
         tile: side of a tile in LR pixels, 0 for none, None to choose by the free memory.
-        note: told in a sentence when memory ran out and the work goes on in smaller tiles.
+        on_warning: called with a sentence when memory ran out and the work goes on in smaller tiles.
     """
 
-    def __init__(self, recipe: Recipe, pixels: np.ndarray, *, tile: int | None, note: Callable[[str], None]) -> None:
-        self._recipe, self._pixels, self._note = recipe, pixels, note
-        self._dtype = recipe.denoiser.dtype
+    def __init__(
+        self, networks: Networks, pixels: np.ndarray, *, tile: int | None, on_warning: Callable[[str], None]
+    ) -> None:
+        self._networks, self._pixels, self._on_warning = networks, pixels, on_warning
+        self.device, self.dtype = networks.device, networks.denoiser.dtype
         self.height, self.width = pixels.shape[:2]
-        multiple, least = recipe.denoiser.hr_multiple, recipe.denoiser.hr_minimum
+        multiple, least = networks.denoiser.hr_multiple, networks.denoiser.hr_minimum
         sides = [-(-max(SCALE * side, least) // multiple) * multiple // SCALE for side in (self.height, self.width)]
         self._multiple = -(-multiple // SCALE)
         self._whole = Window(0, sides[0], 0, sides[1])
-        encoder, denoiser = recipe.encoder, recipe.denoiser
-        needs = encoder.floats_per_lr_pixel(with_image=recipe.base == "encoder")
+        encoder, denoiser = networks.encoder, networks.denoiser
+        needs = encoder.floats_per_lr_pixel(with_image=networks.base == "encoder")
         self._tiles = {
             "encoder": self._automatic(encoder.halo_lr, needs) if tile is None else tile,
             "denoiser": self._automatic(denoiser.halo_lr, denoiser.floats_per_lr_pixel()) if tile is None else tile,
@@ -71,68 +74,104 @@ class Execution:
         self._condition: tuple[Window, Tensor] | None = None  # that of the last window
         self._known: Canvas | None = None  # the condition or the features
         self._keeps_condition = denoiser.condition_scale == 1  # one of HR size is cheaper to compute again than to keep
-        self._estimate = self.canvas(self._dtype) if recipe.base == "encoder" else None
-        self.state, self.prediction = self.canvas(self._dtype), self.canvas(self._dtype)
+        self._estimate = self.canvas() if networks.base == "encoder" else None
 
-    def canvas(self, dtype: torch.dtype) -> Canvas:
-        """An empty canvas of the (padded) HR size with three channels."""
+    def canvas(self, dtype: torch.dtype | None = None, channels: int = 3) -> Canvas:
+        """An empty canvas of the (padded) HR size; without `dtype` of the networks' own."""
         height, width = self._whole.scaled(SCALE).shape
-        return Canvas(3, height, width, dtype=dtype, device=self._recipe.device, in_file=self._in_files)
+        return Canvas(channels, height, width, dtype=dtype or self.dtype, device=self.device, in_file=self._in_files)
 
-    def encode(self) -> None:
-        """Run the encoder; keep its estimate, if that is the base, and what the denoiser needs."""
-        encoder, denoiser = self._recipe.encoder, self._recipe.denoiser
-        halo = self._aligned(encoder.halo_lr + denoiser.condition_halo_lr)
+    def encode(self, *, with_structure: bool = False) -> Canvas | None:
+        """Run the encoder; keep its estimate, if that is the base, and what the denoiser needs.
+
+        Returns:
+            The structure map that the denoiser's head sees, if asked for, else None.
+        """
+        encoder, denoiser = self._networks.encoder, self._networks.denoiser
+        beyond = denoiser.condition_halo_lr
+        structure = None
+        if with_structure:
+            structure, beyond = self.canvas(channels=1), max(beyond, denoiser.structure_head.halo_lr)
+        halo = self._aligned(encoder.halo_lr + beyond)
 
         def work(tile: Window) -> None:
-            window = tile.grown(halo, *self._whole.shape)
-            lr = crop(self._pixels, window).to(self._recipe.device, self._dtype)
+            window, hr = tile.grown(halo, *self._whole.shape), tile.scaled(SCALE)
+            lr = crop(self._pixels, window).to(self.device, self.dtype)
             features, estimate = encoder.encode(2 * lr - 1, with_image=self._estimate is not None)
             if self._estimate is not None and estimate is not None:
-                self._estimate.write(tile.scaled(SCALE), tile.scaled(SCALE).cut(estimate, window.scaled(SCALE)))
+                self._estimate.write(hr, hr.cut(estimate, window.scaled(SCALE)))
+            if structure is not None:
+                found = denoiser.structure(features, self._position(window.scaled(SCALE)))
+                structure.write(hr, hr.cut(found, window.scaled(SCALE)))
             known = denoiser.condition(features) if self._keeps_condition else features
             if self._known is None:
-                kind = {"dtype": self._dtype, "device": self._recipe.device, "in_file": self._in_files}
+                kind = {"dtype": self.dtype, "device": self.device, "in_file": self._in_files}
                 self._known = Canvas(known.shape[1], *self._whole.shape, **kind)
             self._known.write(tile, tile.cut(known, window))
 
         self._each_tile("encoder", work)
+        return structure
 
-    def predict(self, timestep: Tensor, scale_input: Callable[[Tensor], Tensor]) -> None:
-        """Run the denoiser on the state; `scale_input` is the scheduler's wish."""
-        denoiser = self._recipe.denoiser
-        halo = self._aligned(denoiser.halo_lr)
-        t = torch.full((1,), int(timestep), device=self._recipe.device)
-        self.prediction = self.canvas(self._dtype)  # a new one, for multistep schedulers may hold on to the last
+    def denoise(self, predict: Callable[[Window, Tensor], Tensor]) -> Canvas:
+        """What `predict` answers for the whole image: called with windows in HR pixels, and the condition in each."""
+        halo = self._aligned(self._networks.denoiser.halo_lr)
+        prediction = self.canvas()  # a new one, for multistep schedulers may hold on to the last
 
         def work(tile: Window) -> None:
             window = tile.grown(halo, *self._whole.shape)
-            x_t = scale_input(self.state.read(window.scaled(SCALE)))
-            x_t = x_t.contiguous(memory_format=torch.channels_last)
-            prediction = denoiser(x_t, t, None, self._condition_of(window))
-            self.prediction.write(tile.scaled(SCALE), tile.scaled(SCALE).cut(prediction, window.scaled(SCALE)))
+            found = predict(window.scaled(SCALE), self._condition_of(window))
+            prediction.write(tile.scaled(SCALE), tile.scaled(SCALE).cut(found, window.scaled(SCALE)))
 
         self._each_tile("denoiser", work)
+        return prediction
 
-    def assemble(self, output_type: str) -> np.ndarray:
-        """sr = detail x_0 / residual_scale + base as (H, W, 3) in the numbers of an output type; in a file past a limit."""
+    def spread(self, structure: np.ndarray) -> Canvas:
+        """A structure map (4h, 4w) as a canvas; beyond the image its last row and column repeat."""
+        canvas = self.canvas(channels=1)
+        for tile in tiles(*self._whole.shape, OUTPUT_TILE_LR):
+            top, bottom, left, right = tile.scaled(SCALE)
+            rows = np.arange(top, bottom).clip(max=structure.shape[0] - 1)
+            columns = np.arange(left, right).clip(max=structure.shape[1] - 1)
+            window = torch.from_numpy(np.ascontiguousarray(structure[rows[:, None], columns], dtype=np.float32))
+            canvas.write(tile.scaled(SCALE), window[None, None].to(self.device, self.dtype))
+        return canvas
+
+    def gather(self, structure: Canvas) -> np.ndarray:
+        """A canvas of one channel as float32 (4h, 4w), without what lies beyond the image."""
+        out = np.empty((SCALE * self.height, SCALE * self.width), np.float32)
+        for tile in tiles(self.height, self.width, OUTPUT_TILE_LR):
+            top, bottom, left, right = tile.scaled(SCALE)
+            out[top:bottom, left:right] = structure.read(tile.scaled(SCALE))[0, 0].float().cpu().numpy()
+        return out
+
+    def assemble(self, x_0: Canvas | None, output_type: str, *, detail: float = 1.0) -> np.ndarray:
+        """sr = detail x_0 / residual_scale + base as (H, W, 3) in the numbers of an output type; in a file past a limit.
+
+        Without `x_0` it is the base alone.
+        """
         dtype, _ = OUTPUTS[output_type]
         shape = (3, SCALE * self.height, SCALE * self.width)
         large = int(np.prod(shape)) * dtype.itemsize > STATE_BYTES
         out = Canvas(*shape, dtype=dtype, device=torch.device("cpu"), in_file=large)
         for tile in tiles(self.height, self.width, OUTPUT_TILE_LR):
             hr = tile.scaled(SCALE)
-            base = self._bicubic(tile) if self._estimate is None else self._estimate.read(hr)
-            x_0 = self.state.read(hr).clamp(-1, 1)
-            sr = (x_0 * (self._recipe.detail / self._recipe.residual_scale) + base).clamp(-1, 1)
-            out.write(hr, encode_pixels(sr, output_type))
+            sr = self._bicubic(tile) if self._estimate is None else self._estimate.read(hr)
+            if x_0 is not None:
+                sr = x_0.read(hr).clamp(-1, 1) * (detail / self._networks.residual_scale) + sr
+            out.write(hr, encode_pixels(sr.clamp(-1, 1), output_type))
         return out.array()
+
+    def _position(self, window: Window) -> Tensor:
+        """The position map in a window of HR pixels, (1, 1, H, W)."""
+        size, encoding = (SCALE * self.height, SCALE * self.width), self._networks.encoding
+        found = position_window(encoding, size, slice(window.top, window.bottom), slice(window.left, window.right))
+        return torch.from_numpy(found)[None, None].to(self.device, self.dtype)
 
     def _bicubic(self, tile: Window) -> Tensor:
         """The MATLAB-bicubic base of a tile."""
         window = tile.grown(BICUBIC_HALO_LR, self.height, self.width)
-        lr = crop(self._pixels, window).to(self._recipe.device, self._dtype)
-        base = 2 * imresize_tensor(lr * (255 / self._recipe.lr_divisor), SCALE) - 1
+        lr = crop(self._pixels, window).to(self.device, self.dtype)
+        base = 2 * imresize_tensor(lr * (255 / self._networks.lr_divisor), SCALE) - 1
         return tile.scaled(SCALE).cut(base, window.scaled(SCALE))
 
     def _condition_of(self, window: Window) -> Tensor:
@@ -142,7 +181,7 @@ class Execution:
         self._condition = None  # before the next is made: two would be held
         assert self._known is not None, "encode() comes first"
         known = self._known.read(window)
-        condition = known if self._keeps_condition else self._recipe.denoiser.condition(known)
+        condition = known if self._keeps_condition else self._networks.denoiser.condition(known)
         self._condition = (window, condition)
         return condition
 
@@ -155,16 +194,16 @@ class Execution:
         return automatic_tile(
             *self._whole.shape,
             halo=self._aligned(halo),
-            bytes_per_pixel=floats * self._dtype.itemsize,
-            device=self._recipe.device,
-            free=free_memory(self._recipe.device),
+            bytes_per_pixel=floats * self.dtype.itemsize,
+            device=self.device,
+            free=free_memory(self.device),
         )
 
     def _needs_files(self) -> bool:
-        """Whether features, estimate, state and prediction are more than memory shall hold."""
+        """Whether features, estimate, state and prediction are more than memory should hold."""
         area = self._whole.shape[0] * self._whole.shape[1]
-        size = area * (self._recipe.encoder.feature_channels + 3 * 3 * SCALE**2) * self._dtype.itemsize
-        free = None if self._recipe.device.type == "cpu" else free_memory(self._recipe.device)
+        size = area * (self._networks.encoder.feature_channels + 3 * 3 * SCALE**2) * self.dtype.itemsize
+        free = None if self.device.type == "cpu" else free_memory(self.device)
         return size > (STATE_BYTES if free is None else free // 4)
 
     def _each_tile(self, network: str, work: Callable[[Window], None]) -> None:
@@ -179,11 +218,11 @@ class Execution:
                     raise
                 self._refuse_least(network, error)
             self._condition = None  # outside of the handler: by now the failed pass has let go of its tensors
-            if self._recipe.device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             tile = max(LEAST_TILE_LR, self._side(network) // 2)
             self._tiles[network] = tile
-            self._note(f"memory ran out in the {network}: going on in tiles of {tile}x{tile} pixels of the input")
+            self._on_warning(f"memory ran out in the {network}: going on in tiles of {tile}x{tile} pixels of the input")
 
     def _side(self, network: str) -> int:
         """Of the present tiles; for none, that of the image."""
@@ -191,7 +230,7 @@ class Execution:
         return min(self._tiles[network] or longest, longest)
 
     def _refuse_least(self, network: str, error: Exception) -> None:
-        side, device = self._side(network), self._recipe.device
+        side, device = self._side(network), self.device
         if side <= LEAST_TILE_LR:
             memory = "memory" if device.type == "cpu" else f"memory of {device}"
             raise ImageError(

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError, safe_open
 
 from samdiffsr.data.dataset import Degrade
-from samdiffsr.diffusion.process import Shift, Target
+from samdiffsr.diffusion.process import ModulatedProcess, Shift, Target
+from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import ConfigError
 from samdiffsr.structure import Encoding, MeanOver, Overlap
 
@@ -135,8 +136,15 @@ class DiffusionConfig(StageConfig):
     """The modulated process and what is diffused: clip(residual_scale (hr - base), -1, 1)."""
 
     structure: StructureConfig = StructureConfig()
+    structure_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the loss of the structure head, without which some shifts cannot be sampled; 0: no head",
+    )
     timesteps: int = Field(100, ge=1)
-    shift: Shift = "paper"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    max_beta: float = Field(0.999, gt=0, lt=1, description="beta_t is cut off there")
+    shift: Shift = "released"
     target: Target = "marginal_noise"
     base: Literal["bicubic", "encoder"] = "bicubic"
     residual_scale: float = Field(2.0, gt=0)
@@ -146,7 +154,9 @@ class DiffusionConfig(StageConfig):
     rollout: float = Field(
         0.0, ge=0, le=1, description="share of examples whose x_t is made from the network's own first estimate"
     )
-    scheduler: Literal["ddpm", "ddim", "lcm", "dpmsolver++"] = Field("ddpm", description="stored with the model")
+    scheduler: Literal["ddpm", "ddim", "lcm", "dpmsolver++", "unipc"] = Field(
+        "ddpm", description="stored with the model"
+    )
     steps: int = Field(100, ge=1, description="default number of sampling steps, stored with the model")
     detail: float = Field(1.0, ge=0, le=2, description="default share of the sampled residual, stored with the model")
     encoder: Path | None = Field(
@@ -158,17 +168,41 @@ class DiffusionConfig(StageConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "DiffusionConfig":
-        if self.target == "posterior_noise":
+        try:
+            if not self.structure_weight:
+                self.process().check_without_estimate()
+        except ConfigError as error:
+            raise ValueError(f"{str(error).removesuffix('.')}, or with structure_weight above 0") from None
+        if self.target == "posterior_noise" and not self.structure_weight:
             if self.loss.features_weight or self.loss.adversarial_weight or self.rollout:
                 raise ValueError(
                     "features_weight, adversarial_weight and rollout need an estimate of x_0; "
-                    "target 'posterior_noise' has none"
+                    "target 'posterior_noise' has none without a structure head (structure_weight)"
                 )
             if self.scheduler != "ddpm" or self.steps != self.timesteps:
-                raise ValueError("target 'posterior_noise' can only be sampled by 'ddpm' in all timesteps")
+                raise ValueError(
+                    "target 'posterior_noise' can only be sampled by 'ddpm' in all timesteps without a structure head "
+                    "(structure_weight)"
+                )
         if self.steps > self.timesteps:
             raise ValueError(f"steps is {self.steps}, but must be at most timesteps, {self.timesteps}")
         return self
+
+    def process(self) -> ModulatedProcess:
+        """What the denoiser learns."""
+        schedule = NoiseSchedule.named(self.schedule, self.timesteps, max_beta=self.max_beta)
+        return ModulatedProcess(schedule, self.shift, self.target)
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence on a configuration that is valid, but will hardly sample well."""
+        if self.target != "posterior_noise" or self.structure_weight:
+            return None
+        factor = float(self.process().schedule.alphas[-1]) ** -0.5
+        return (
+            "without a structure head, x_0 of target 'posterior_noise' cannot be clipped, and the first sampling step "
+            f"multiplies the network's error by 1/sqrt(alpha_T) = {factor:.3g}; structure_weight above 0 trains a head"
+        )
 
 
 def further_targets(stage: StageConfig) -> list[str]:

@@ -38,8 +38,8 @@ def estimate_cost(objective: Objective, stage: StageConfig, *, processes: int = 
     adversarial = new_adversarial_loss(stage.loss, 0)
     side = stage.data.crop_lr
     lr, hr = (torch.rand(1, 3, size, size) * 2 - 1 for size in (side, SCALE * side))
-    targets = dict.fromkeys(further_targets(stage), hr)
-    batch = Batch(hr=hr, lr=lr, structure=torch.zeros(1, 1, *hr.shape[2:]), level=torch.zeros(1), targets=targets)
+    targets, structure = dict.fromkeys(further_targets(stage), hr), torch.zeros(1, 1, *hr.shape[2:])
+    batch = Batch(hr=hr, lr=lr, structure=structure, level=torch.zeros(1), targets=targets, position=structure)
     draws = objective.draws(0, 0, 1)
     own = {p.untyped_storage().data_ptr() for module in (objective, adversarial or objective) for p in _tensors(module)}
     kept: dict[int, int] = {}

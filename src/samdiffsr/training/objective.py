@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samdiffsr.data.dataset import Batch
-from samdiffsr.diffusion.process import ModulatedProcess
-from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, LossConfig
 from samdiffsr.training.features import POOLED, FeatureLoss
@@ -107,7 +105,7 @@ class DiffusionObjective(Objective):
             self.trained["encoder"], self.rates["encoder"] = encoder, config.encoder_rate
         else:
             encoder.eval()
-        self.process = ModulatedProcess(NoiseSchedule.cosine(config.timesteps), config.shift, config.target)
+        self.process = config.process()
 
     def read(self, words: np.ndarray) -> dict[str, Any]:
         """Besides "phase": t, seeds of the noise, and which examples start from a rolled-out estimate under which noise."""
@@ -130,29 +128,40 @@ class DiffusionObjective(Objective):
             features, image = self.encoder.encode(batch.lr, **given)  # pyright: ignore[reportCallIssue]
         base = imresize_tensor(batch.lr, SCALE) if image is None else image.detach().float()
         x_0 = (scale * (batch.hr - base)).clamp(-1, 1)
-        start = self._rollout(x_0, features, batch, draws) if len(draws["rolled"]) else x_0
+        structure, terms = batch.structure, {}
+        if self.config.structure_weight:
+            found = self.network.structure(features, batch.position).float()  # pyright: ignore[reportCallIssue]
+            terms["structure"] = self.config.structure_weight * F.l1_loss(found, batch.structure)
+            structure = found.detach()
+        start, structure = self._rollout(x_0, features, structure, batch, draws)
         noise = normal(draws["noise"], x_0.shape, x_0.device)
-        x_t = self.process.add_noise(start, noise, t, batch.structure)
+        x_t = self.process.add_noise(start, noise, t, structure)
         prediction = self.network(x_t, t, features, **level_for(self.network, batch.level)).float()
-        target = self.process.training_target(noise, t, batch.structure, x_0=x_0)
-        terms = {"pixel": self.pixel_loss(prediction, target)}
+        target = self.process.training_target(noise, t, structure, x_0=x_0)
+        terms = {"pixel": self.pixel_loss(prediction, target)} | terms
         if not self.has_discriminator and self.feature_loss is None:
             return Outcome(terms, None, None)
-        estimate = (self.process.predict_x0(x_t, prediction, t).clamp(-1, 1) / scale + base).clamp(-1, 1)
+        x_0 = self.process.predict_x0(x_t, prediction, t, structure).clamp(-1, 1)
+        estimate = (x_0 / scale + base).clamp(-1, 1)
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
     @torch.no_grad()
-    def _rollout(self, x_0: Tensor, features: Tensor, batch: Batch, draws: dict[str, Any]) -> Tensor:
-        """x_0 for some examples, the network's own estimate from t = T for the others: what few-step sampling will see."""
+    def _rollout(
+        self, x_0: Tensor, features: Tensor, seen: Tensor, batch: Batch, draws: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """What x_t is made of: x_0 and E for some examples; for the others what few-step sampling makes it of, the network's
+        own estimate from y_T ~ N(0, I) and the structure map `seen` there."""
         chosen = draws["rolled"]
-        noise = normal(draws["rollout_noise"], x_0.shape, x_0.device)
-        last = torch.full_like(chosen, self.config.timesteps - 1)
-        x_t = self.process.add_noise(x_0[chosen], noise, last, batch.structure[chosen])
-        level = level_for(self.network, batch.level[chosen])
-        prediction = self.network(x_t, last, features[chosen], **level).float()
-        start = x_0.clone()
-        start[chosen] = self.process.predict_x0(x_t, prediction, last).clamp(-1, 1)
-        return start
+        start, structure = x_0.clone(), batch.structure.clone()
+        if len(chosen):
+            noise = normal(draws["rollout_noise"], x_0.shape, x_0.device)
+            last = torch.full_like(chosen, self.config.timesteps - 1)
+            structure[chosen] = seen[chosen]
+            x_t = self.process.modulate(noise, last, seen[chosen])
+            level = level_for(self.network, batch.level[chosen])
+            prediction = self.network(x_t, last, features[chosen], **level).float()
+            start[chosen] = self.process.predict_x0(x_t, prediction, last, seen[chosen]).clamp(-1, 1)
+        return start, structure
 
 
 def takes_level(network: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from samdiffsr.data.dataset import PreparedPhotos
-from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.files import whole_folder
 from samdiffsr.models.encoder import RRDBEncoder
@@ -160,11 +160,15 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionObj
     """Stage 2's, with the denoiser that `diffusion.start` names, or a new one."""
     stage, kind = config.diffusion, DENOISERS[config.family]
     if stage.start is None:
-        network = build(kind, stage, config.seed)
+        network = build(kind, stage, config.seed, **({"with_structure": True} if stage.structure_weight else {}))
     elif _is_network(stage.start / "denoiser"):
         network = _started(kind, stage.start / "denoiser", stage, config.seed)
     else:
         raise CheckpointError(f"diffusion.start is {stage.start}, but there is no denoiser in that folder.")
+    if stage.structure_weight and network.structure_head is None:
+        raise ConfigError(
+            f"diffusion.structure_weight is {stage.structure_weight}, but the denoiser in {stage.start} has no structure head."
+        )
     channels = network.config["feature_channels"]  # pyright: ignore[reportIndexIssue, reportArgumentType]
     if channels != encoder.feature_channels:
         raise ConfigError(
@@ -187,8 +191,8 @@ def _started(kind: type[nn.Module], folder: Path, stage: StageConfig, seed: int)
     return with_level(network, seed)
 
 
-def build(network: type[nn.Module], stage: StageConfig, seed: int) -> nn.Module:
-    """A new network with the arguments of the stage's `network`; its weights are drawn from `seed`.
+def build(network: type[nn.Module], stage: StageConfig, seed: int, **more: Any) -> nn.Module:
+    """A new network with the arguments of the stage's `network` and `more`; its weights are drawn from `seed`.
 
     Raises:
         ConfigError: an argument that the network does not know.
@@ -196,7 +200,7 @@ def build(network: type[nn.Module], stage: StageConfig, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return network(**stage.network)
+            return network(**stage.network | more)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"network {stage.network} does not suit {network.__name__}: {error}.") from None
 
@@ -217,6 +221,7 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
         crops_per_image=data.crops_per_image,
         degrade=data.degrade,
         targets=further_targets(stage),
+        position=stage.structure.encoding if isinstance(stage, DiffusionConfig) and stage.structure_weight else None,
     )
     made_with = photos.images.structure
     if isinstance(stage, DiffusionConfig) and made_with is not None:  # of ready maps it is not known
@@ -332,13 +337,16 @@ def _pipeline(objective: DiffusionObjective, stage: DiffusionConfig) -> SamDiffS
     pipe = SamDiffSRPipeline(
         objective.encoder,
         objective.network,
-        named_scheduler(stage.scheduler, NoiseSchedule.cosine(stage.timesteps), stage.target),
+        named_scheduler(
+            stage.scheduler, stage.process().schedule, stage.target, estimated=bool(stage.structure_weight)
+        ),
         base=stage.base,
         residual_scale=stage.residual_scale,
         shift=stage.shift,
         target=stage.target,
         steps=stage.steps,
         detail=stage.detail,
+        encoding=stage.structure.encoding,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

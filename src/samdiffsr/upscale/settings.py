@@ -51,7 +51,8 @@ class Settings:
     Attributes:
         scale: factor from 1 to 16; neither scale nor size means 4.
         size: "1920x1080", "1920x" or "x1080" instead of a factor, see `OutputSize`.
-        steps, detail, tile: see `SamDiffSRPipeline`; None takes what the model was saved with, for the tile the free memory.
+        steps, detail, tile, structure: see `SamDiffSRPipeline`; None takes what the model was saved with, for the tile the free
+            memory.
         seed: each picture has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
         consistency: project the result so that its bicubic reduction to the input's size equals the input.
 
@@ -80,6 +81,12 @@ class Settings:
         range=DETAIL,
         unset="as the model was saved",
         argument="detail",
+    )
+    structure: Literal["auto", "model", "felzenszwalb", "none"] = _setting(
+        "auto",
+        "Structure map: model (its own estimate), felzenszwalb (regions of similar colour), none; auto: model, if it has one.",
+        metavar="NAME",
+        argument="structure",
     )
     seed: int = _setting(0, "Each image starts from this seed.", metavar="N", range=SEED)
     tile: int | None = _setting(
