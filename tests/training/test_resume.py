@@ -191,7 +191,11 @@ def two_nodes(*arguments, own: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()
         )
         for rank in range(2)
     ]
-    output = [node.communicate(timeout=100)[0] for node in nodes]
+    try:
+        output = [node.communicate(timeout=100)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.terminate()  # a launcher takes its process with it; no effect on those that have ended
     assert [node.returncode for node in nodes] == [0, 0], output
     return output
 
