@@ -42,6 +42,10 @@ Suffix = Annotated[
     typer.Option(metavar="TEXT", help="Added to each name in an output folder.  [default: _x4, or what was asked for]"),
 ]
 
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object for each image, as the HTTP API describes a job.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
@@ -62,6 +66,7 @@ def upscale(
     suffix: Suffix = None,
     files: FileSettings,
     cluster: Cluster = None,
+    as_json: Json = False,
 ) -> None:
     """Upscale images by 4, or to any size up to 16 times theirs.
 
@@ -83,6 +88,8 @@ def upscale(
             _work(cluster, jobs, settings, files, model, device, on_progress=bar.update, report=report)
     finally:  # also after Ctrl-C, and before an unknown model ends it
         _summarise(report, len(jobs))
+        if as_json:
+            _print_json(report, jobs, model, settings.seed)
     if report.failed:
         raise typer.Exit(1)
 
@@ -186,3 +193,37 @@ def _summarise(report: "Report", jobs: int) -> None:
         counts = f"{len(report.done)} upscaled, {len(report.skipped)} skipped, {len(report.failed)} failed"
         left = jobs - len(report.done) - len(report.skipped) - len(report.failed)  # interrupted
         typer.echo(f"{counts}, {left} not finished." if left else f"{counts}.", err=True)
+
+
+def _print_json(report: "Report", jobs: "list[Job]", model: str, seed: int) -> None:
+    """One line for each image on stdout, with the names of `samdiffsr.web.app.describe`. What was not reached waits."""
+    import json
+
+    from samdiffsr.images import image_size
+    from samdiffsr.upscale.uris import is_uri
+
+    errors, warnings = dict(report.failed), {}
+    for source, note in report.notes:
+        warnings.setdefault(source, []).append(note)
+    states = dict.fromkeys(errors, "failed")
+    states |= {job.source: "skipped" for job in report.skipped} | {job.source: "done" for job in report.done}
+    targets = {
+        job.source: job.target for job in [*report.skipped, *report.done]
+    }  # a transparent image may be a PNG now
+    for source in (job.source for job in jobs):
+        state, target = states.get(source, "waiting"), targets.get(source)
+        here = state == "done" and target is not None and not is_uri(target)
+        width, height = image_size(target, max_pixels=2**62) if here else (None, None)
+        found = {
+            "source": source,
+            "state": state,
+            "target": target,
+            "width": width,
+            "height": height,
+            "bytes": os.path.getsize(target) if here else None,
+            "model": model,
+            "seed": seed,
+            "warnings": warnings.get(source, []),
+            "error": errors.get(source),
+        }
+        typer.echo(json.dumps(found))
