@@ -68,6 +68,6 @@ def test_a_device_that_fails_is_no_traceback(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error:\n an illegal instruction")
 
-    monkeypatch.setattr("samdiffsr.upscale.enlarge", broken)
+    monkeypatch.setattr("samdiffsr.upscale.enlarge.enlarge", broken)
     assert doctor() == 1
     assert "Error: the self-test failed: CUDA error: an illegal instruction.\n" in capsys.readouterr().err
