@@ -47,7 +47,7 @@ export function fault() {
   }
   const other = form.elements["size-kind"].value === "other", amount = plain("amount");
   if (!other || $("measure").value === "scale") {
-    check("amount", !other || (Number(amount) > 1 && Number(amount) <= 16), "The factor must be above 1 and at most 16.");
+    check("amount", !other || (Number(amount) >= 1 && Number(amount) <= 16), "The factor must be from 1 to 16.");
   } else check("amount", /^[1-9]\d{0,6}$/.test(amount), "The width or height must be a whole number of pixels.");
   return first;
 }
