@@ -252,7 +252,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         """As diffusers does it, with a pipeline.py, so that `DiffusionPipeline.from_pretrained(folder,
         custom_pipeline="pipeline", trust_remote_code=True)` loads the folder too."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / "pipeline.py").write_text(PIPELINE_FILE)
+        (Path(save_directory) / "pipeline.py").write_text(PIPELINE_FILE, encoding="utf-8")
 
     def _networks(self) -> Networks:
         wanted = {name: self.config[name] for name in ("base", "residual_scale", "lr_divisor", "encoding")}

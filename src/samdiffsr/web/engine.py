@@ -33,9 +33,8 @@ MEDIA_TYPES = {
     ".jxl": "image/jxl",
 }
 
-_reading = (
-    threading.Lock()
-)  # `read_image` collects Python's warnings, which are global: two at once would mix theirs up
+# `read_image` collects Python's warnings, which are global: two at once would mix theirs up.
+_reading = threading.Lock()
 
 
 class StoppedError(Exception):
