@@ -1,6 +1,8 @@
 """`samdiffsr evaluate --hr Set5/HR --lr Set5/LR -m default --baseline bicubic -o report`: score results and show them."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,10 @@ if TYPE_CHECKING:
 
 NOTES = 8  # so many are printed; the report has all of them
 
-HR = Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of original images.")]
+HR = Annotated[
+    Path | None,
+    typer.Option("--hr", metavar="DIR", help="Folder of original images; without it --lr alone is judged."),
+]
 LR = Annotated[
     Path | None,
     typer.Option(
@@ -66,8 +71,9 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    hr: HR,
+    *,
     output: Output,
+    hr: HR = None,
     lr: LR = None,
     model: Model = None,
     outputs: Outputs = None,
@@ -83,23 +89,25 @@ def evaluate(
 ) -> None:
     """Score models and other results against originals.
 
-    PSNR, SSIM, LR-PSNR, LPIPS, FID and a page of pictures. Each figure has its protocol.
+    PSNR, SSIM, LR-PSNR, LPIPS, FID and a page of pictures. Each figure has its protocol. Without originals (--lr alone):
+    NIQE, LR-PSNR, blockiness, sharpness, and pictures of where the seeds disagree.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from samdiffsr.evaluation import benchmark, downloads, html, pairs, report
 
     numbers = _seeds(seeds)
+    if hr is None:
+        _refuse_without_originals(lr, outputs, perceptual, published)
+        _claim(output, overwrite)
+        assert lr is not None
+        _judge(lr, output, model or ([] if baseline else ["default"]), baseline or [], numbers, device)
+        return
     _claim(output, overwrite)
     found = pairs.find_pairs(hr, lr)
     if not (model or outputs or baseline):
         model = ["default"]
     rows, notes = _methods(baseline or [], outputs or [], model or [], [pair.name for pair in found], device)
     metrics = benchmark.load_metrics(perceptual or [], weights_dir or downloads.default_folder())
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluate", total=None)
+    with _bar() as progress:
         result = benchmark.run(
             found,
             rows,
@@ -107,7 +115,7 @@ def evaluate(
             metrics=metrics,
             border=border,
             pictures=pictures,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     result.notes += notes
     settings = {
@@ -130,6 +138,43 @@ def evaluate(
     if len(result.notes) > NOTES:
         typer.echo(f"{len(result.notes) - NOTES} more notes are in the report.")
     typer.echo(f"\n{', '.join(map(str, files))}")
+
+
+def _refuse_without_originals(
+    lr: Path | None, outputs: list[str] | None, perceptual: list[str] | None, published: bool
+) -> None:
+    from samdiffsr.errors import ConfigError
+
+    if lr is None:
+        raise ConfigError("There is nothing to evaluate; give --hr, or --lr alone to judge without originals.")
+    given = {"--outputs": outputs, "--perceptual": perceptual, "--published": published}
+    for option in (name for name, value in given.items() if value):
+        raise ConfigError(f"{option} needs originals; give --hr, or leave it out.")
+
+
+def _judge(lr: Path, output: Path, models: list[str], baselines: list[str], seeds: list[int], device: str) -> None:
+    """Judge results without originals."""
+    from samdiffsr.evaluation import blind
+
+    blind.input_files(lr)  # before the models are loaded
+    rows, _ = _methods(baselines, [], models, [], device)
+    settings = {"lr": str(lr), "models": models, "baselines": baselines, "seeds": seeds, "device": device}
+    with _bar() as progress:
+        text, _ = blind.judge(lr, rows, seeds, output, settings=settings, progress=progress)
+    typer.echo(text)
+    typer.echo(str(output / "report.json"))
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, silent where that is no terminal: a function of results done and of all."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluate", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _methods(
