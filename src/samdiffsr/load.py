@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samdiffsr.errors import CheckpointError, ConfigError
+from samdiffsr.hub import fetch, is_hub_name
 
 if TYPE_CHECKING:
     import torch
@@ -18,17 +19,23 @@ def load_model(name: str | os.PathLike[str], device: str = "auto") -> "SamDiffSR
     """Load a pipeline and move it to a device.
 
     Args:
-        name: "default" (the embedded model), a pipeline folder (with model_index.json), or a released .ckpt file.
+        name: "default" (the embedded model), a pipeline folder (with model_index.json), a released .ckpt file, or a model of
+            the Hugging Face Hub, `user/repo` or `user/repo@revision`.
         device: "auto" (CUDA, else MPS, else CPU) or any torch device.
 
     Raises:
         CheckpointError: `name` is none of these.
         ConfigError: the device does not exist here.
     """
-    name, path = os.fspath(name), Path(name)
+    name = os.fspath(name)
+    if is_hub_name(name):
+        name = str(fetch(name))
+    path = Path(name)
     folder = os.path.isfile(path / "model_index.json")
     if not (name == "default" or folder or (os.path.isfile(path) and path.suffix == ".ckpt")):
-        wanted = "'default', a pipeline folder (one with model_index.json) or a released .ckpt file"
+        wanted = (
+            "'default', a pipeline folder (one with model_index.json), a released .ckpt file or user/repo of the Hub"
+        )
         what = "does not exist" if not os.path.exists(path) else "is none of these"
         raise CheckpointError(f"The model must be {wanted}, but '{name}' {what}.")
     where = find_device(device)

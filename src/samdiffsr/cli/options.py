@@ -67,7 +67,13 @@ Cluster = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where the networks run: auto, cpu, cuda, cuda:1, mps, ...")]
 Model = Annotated[
-    str, typer.Option("-m", "--model", metavar="NAME", help="'default', a pipeline folder, or a released .ckpt file.")
+    str,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="NAME",
+        help="'default', a pipeline folder, a released .ckpt file, or user/repo[@revision] of the Hugging Face Hub.",
+    ),
 ]
 Overwrite = Annotated[bool, option_of(FileSettings, "overwrite")]
 MaxPixels = Annotated[int, option_of(FileSettings, "max_pixels")]
