@@ -86,8 +86,8 @@ class Page:
 
     def wait_for_all(self) -> None:
         self.wait(
-            "return [...document.querySelectorAll('.card')]"
-            ".every((card) => ['done', 'failed'].includes(card.dataset.state))"
+            "const cards = [...document.querySelectorAll('.card')];"  # none yet: the example is still fetched
+            "return cards.length && cards.every((card) => ['done', 'failed'].includes(card.dataset.state))"
         )
 
     def downloaded(self, name: str) -> bytes:
