@@ -19,10 +19,11 @@ from torch import Tensor
 
 from samdiffsr.diffusion.process import ModulatedProcess
 from samdiffsr.errors import CheckpointError, ConfigError, choose, first_line
+from samdiffsr.models.level import takes_level
 from samdiffsr.models.weights import LOADING_ERRORS, check_weights
 from samdiffsr.sampling.estimate import Structure, check_structure, estimate_structure
 from samdiffsr.sampling.pixels import OUTPUTS, as_list, as_pixels, finish, joined
-from samdiffsr.sampling.ranges import DETAIL, STEPS, TILE
+from samdiffsr.sampling.ranges import CLEAN, DETAIL, STEPS, TILE
 from samdiffsr.sampling.reverse import reverse_process
 from samdiffsr.sampling.schedulers import check_scheduler, schedule_of, set_timesteps
 from samdiffsr.sampling.tiled import Networks, TiledModel
@@ -41,11 +42,14 @@ class SamDiffSROutput(BaseOutput):
     """`images`: a list of PIL images; or float32 in [0, 1], (N, H, W, 3) numpy or (N, 3, H, W) tensor, as a list of
     (H, W, 3) or (3, H, W) if their sizes differ; or a list of uint8 or uint16 numpy (H, W, 3) that use the full range.
 
+    `levels`: of each image the level of degradation that was given as `clean` or estimated; None for a model without it.
+
     `structures`, with `return_structure=True`: the structure maps that were used, one for each image; PIL pictures for
     output type "pil", float32 numpy (H, W) for the others."""
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor] | np.ndarray | Tensor
     structures: list[Image.Image] | list[np.ndarray] | None = None
+    levels: list[float] | None = None
 
 
 class SamDiffSRPipeline(DiffusionPipeline):
@@ -99,6 +103,10 @@ class SamDiffSRPipeline(DiffusionPipeline):
         if not _is_number(residual_scale) or not 0 < residual_scale < math.inf:
             raise ConfigError(f"residual_scale is {residual_scale!r}, but must be a number above 0.")
         STEPS.check(steps)
+        if takes_level(denoiser) and not takes_level(encoder):
+            raise ConfigError(
+                "the denoiser takes a level of degradation, but the encoder does not: nobody would estimate it."
+            )
         for network, needed in ((encoder, "encode"), (denoiser, "condition")):
             if not hasattr(network, needed) or not hasattr(network, "halo_lr"):
                 raise ConfigError(f"{type(network).__name__} is no network for this pipeline: it has no {needed!r}.")
@@ -161,6 +169,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         *,
         tile: int | None = None,
         detail: float | None = None,
+        clean: float | None = None,
         structure: Structure | Sequence[np.ndarray] = "auto",
         return_structure: bool = False,
         on_warning: Callable[[str], None] | None = None,
@@ -182,6 +191,8 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 result does not depend on it (docs/tiling.md).
             detail: how much of the sampled residual is added to the base, 0 to 2; None takes the model's default. 1 is the
                 sample itself; less is closer to the base: where that is the encoder's estimate, truer on average and softer.
+            clean: how degraded the image is taken to be, from 0 (each pixel is meant: noise and JPEG blocks are enlarged) to 1
+                (an old scan); None estimates it from the image. A model without this input takes 0 or None.
             structure: the structure map. "model": the estimate of the model's own head; "felzenszwalb": from regions of similar
                 colour in the enlarged image; "none": 0; or a float map (4h, 4w), for several images a list of maps. "auto" is
                 "model" where the model has a head, else "none".
@@ -194,8 +205,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
             ConfigError: an option or a scheduler that does not fit the model.
         """
         choose(output_type, OUTPUTS, "output_type")
-        if tile is not None:
-            TILE.check(tile)
+        _check_given(tile, clean, self.encoder)
         report = on_warning or _warn
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         share = self.config["detail"] if detail is None else DETAIL.check(detail)
@@ -203,21 +213,20 @@ class SamDiffSRPipeline(DiffusionPipeline):
         structures = check_structure(structure, self.denoiser, images, needed=return_structure)
         self.check(steps, structures[0], report)
         on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        outputs, maps = [], []
+        outputs, maps, levels = [], [], []
         for pixels, wanted, source in zip(images, structures, _generators(generator, len(images)), strict=True):
-            model = TiledModel(self._networks(), pixels, tile=tile, on_warning=report)
+            model = TiledModel(self._networks(), pixels, tile=tile, clean=clean, on_warning=report)
+            levels += [] if model.level is None else model.level.tolist()
             estimate = estimate_structure(model, wanted, self.config["encoding"])
             x_0 = self._sample(model, steps, estimate, source, on_step)
             outputs.append(finish(model.assemble(x_0, output_type, detail=share), output_type))
             if return_structure and estimate is not None:
                 maps.append(model.gather(estimate))
         self.maybe_free_model_hooks()
-        outputs = joined(outputs, output_type)
-        if not return_structure:
-            return SamDiffSROutput(images=outputs) if return_dict else (outputs,)
-        if output_type == "pil":
-            maps = [Image.fromarray(draw_structure(one)) for one in maps]
-        return SamDiffSROutput(images=outputs, structures=maps) if return_dict else (outputs, maps)
+        found = SamDiffSROutput(images=joined(outputs, output_type), levels=levels or None)
+        if return_structure:
+            found.structures = [Image.fromarray(draw_structure(one)) for one in maps] if output_type == "pil" else maps
+        return found if return_dict else (found.images, found.structures)[: 1 + return_structure]
 
     def _sample(
         self, model: TiledModel, steps: int, structure: Canvas | None, generator: torch.Generator, on_step: Callable
@@ -226,7 +235,8 @@ class SamDiffSRPipeline(DiffusionPipeline):
         set_timesteps(self.scheduler, steps, model.device)
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             after = partial(on_step, bar)
-            return reverse_process(model, self.denoiser, self.process, self.scheduler, structure, generator, after)
+            denoiser = partial(self.denoiser, level=model.level) if takes_level(self.denoiser) else self.denoiser
+            return reverse_process(model, denoiser, self.process, self.scheduler, structure, generator, after)
 
     def check(
         self, steps: int, structure: Structure = "none", on_warning: Callable[[str], None] = lambda warning: None
@@ -277,6 +287,15 @@ class SamDiffSRPipeline(DiffusionPipeline):
             bar.update()
 
         return on_step
+
+
+def _check_given(tile: int | None, clean: float | None, encoder: Any) -> None:
+    if tile is not None:
+        TILE.check(tile)
+    if clean is not None and CLEAN.check(clean) > 0 and not takes_level(encoder):
+        raise ConfigError(
+            f"clean is {clean!r}, but this model was not trained to clean; leave it out, or choose another model."
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -173,6 +173,7 @@ def test_options_reach_the_pipeline(command, source: Path, tiny_pipe_dir: Path, 
     assert default != result("--steps", 3)
     assert default == result("--detail", 1)
     assert default != result("--detail", 0.5)
+    assert default == result("--clean", "auto") == result("--clean", 0)  # the model takes no level
     assert command("upscale", "-i", source, "-o", tmp_path, "-m", tiny_pipe_dir, "--suffix", "-big")[0] == 0
     assert (tmp_path / "a-big.png").read_bytes() == default
 
@@ -261,6 +262,9 @@ def test_options_without_effect_are_told(command, source: Path, tiny_pipe_dir: P
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--device", "tpu"), "device 'tpu' is not available"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--steps", "5000"), "5000"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-s", "0.5"), "The scale is 0.5, but must be from 1 to 16"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "-m", "{model}", "--clean", "0.5"), "was not trained to clean"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "--clean", "2"), "clean is 2.0, but must be a number from 0 to 1"),
+        (2, ("-i", "{source}", "-o", "{tmp}/o", "--clean", "1", "--consistency"), "consistency brings back the noise"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "-s", "2", "--size", "9x"), "contradict each other"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "--size", "big"), "must look like 1920x1080"),
         (2, ("-i", "{source}", "-o", "{tmp}/o", "--format", "gif"), "format is 'gif'"),
@@ -292,6 +296,7 @@ def test_one_sentence_and_exit_code(
         ("-i", "x", "-o", "y", "--steps", "0"),
         ("--nonsense",),
         ("-i", "x", "-o", "y", "--seed", "-1"),
+        ("-i", "x", "-o", "y", "--clean", "much"),
     ],
 )
 def test_wrong_usage(command, options: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ from samdiffsr.upscale.size import OutputSize
         ("detail", -0.1, "detail is -0.1, but must be a number from 0 to 2."),
         ("detail", float("nan"), "detail is nan, but must be a number from 0 to 2."),
         ("detail", "0.5", "detail is '0.5', but must be a number from 0 to 2."),
+        ("clean", 1.1, "clean is 1.1, but must be a number from 0 to 1."),
         ("seed", -1, "seed is -1, but must be a whole number from 0 to 9223372036854775807."),
         ("seed", None, "seed is None, but must be a whole number"),
         ("tile", -8, "tile is -8, but must be a whole number from 0."),
@@ -73,7 +74,7 @@ def test_output_size() -> None:
 
 def test_the_pipeline_takes_what_it_is_given() -> None:
     arguments = Settings(steps=3, detail=0.5, tile=8).pipeline_arguments()
-    assert arguments == {"num_inference_steps": 3, "detail": 0.5, "structure": "auto", "tile": 8}
+    assert arguments == {"num_inference_steps": 3, "detail": 0.5, "clean": None, "structure": "auto", "tile": 8}
     assert set(Settings().pipeline_arguments()) <= set(inspect.signature(SamDiffSRPipeline.__call__).parameters)
 
 
@@ -114,3 +115,18 @@ def test_any_dataclass_can_come_from_text() -> None:
         share: float = 0.5
 
     assert from_text(Options, {"share": "1e-3"}) == Options(1, 0.001)
+
+
+def test_clean_and_consistency_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"consistency brings back the noise that clean, 0\.5, removes"):
+        Settings(clean=0.5, consistency=True)
+    assert Settings(clean=0, consistency=True).pipeline_arguments()["clean"] == 0
+    assert Settings(consistency=True).pipeline_arguments()["clean"] == 0  # not estimated either
+    assert Settings().pipeline_arguments()["clean"] is None
+
+
+def test_auto_leaves_the_choice_open() -> None:
+    settings = from_text(Settings, {"clean": "auto", "steps": "auto"})
+    assert settings == Settings()
+    assert from_text(Settings, {"clean": "0.25"}).clean == 0.25
+    assert from_text(FileSettings, {"format": "auto"}).format == "auto"

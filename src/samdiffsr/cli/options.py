@@ -18,7 +18,15 @@ def option_of(kind: type, name: str) -> Any:
     flag = f"--{name.replace('_', '-')}"
     help = words["help"] + (f"  [default: {words['unset']}]" if words["unset"] else "")
     flags = [words["short"], flag] if words["short"] else [flag]
-    return typer.Option(*flags, metavar=words["metavar"] or None, help=help)
+    parser = _number_or_auto if words["metavar"].endswith("|auto") else None
+    return typer.Option(*flags, metavar=words["metavar"] or None, help=help, parser=parser)
+
+
+def _number_or_auto(text: str) -> float | None:
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto.") from None
 
 
 def with_settings(verb: Callable[..., None]) -> Callable[..., None]:

@@ -14,9 +14,10 @@ from samdiffsr.errors import ConfigError, choose
 from samdiffsr.evaluation.downloads import sha256
 from samdiffsr.evaluation.pairs import Images, match, read_result
 from samdiffsr.load import load_model
+from samdiffsr.models.level import takes_level
 from samdiffsr.pipeline import DEFAULT_MODEL, SamDiffSRPipeline
 from samdiffsr.resize import SCALE, imresize
-from samdiffsr.sampling.ranges import DETAIL, STEPS
+from samdiffsr.sampling.ranges import CLEAN, DETAIL, STEPS
 from samdiffsr.sampling.schedulers import use_scheduler
 
 
@@ -80,12 +81,12 @@ def outputs(given: str, names: Iterable[str]) -> tuple[Method, list[Path]]:
 
 
 def model(spec: str, device: str) -> Method:
-    """A model from `MODEL` or `MODEL@steps=4,scheduler=ddim,detail=0.5`, loaded.
+    """A model from `MODEL` or `MODEL@steps=4,scheduler=ddim,detail=0.5,clean=0`, loaded.
 
-    MODEL is what `load_model` takes; the options are `steps`, `scheduler` (a name of `SCHEDULERS`) and `detail`.
+    MODEL is what `load_model` takes; the options are `steps`, `scheduler` (a name of `SCHEDULERS`), `detail` and `clean`.
 
     Raises:
-        ConfigError: an unknown option or scheduler, or steps or a detail out of their range.
+        ConfigError: an unknown option or scheduler, or a value out of its range.
         CheckpointError: no such model.
     """
     name, options = _parse(spec)
@@ -94,12 +95,13 @@ def model(spec: str, device: str) -> Method:
         use_scheduler(pipe, options["scheduler"])
     steps = STEPS.parse(options["steps"]) if "steps" in options else pipe.config["steps"]
     detail = DETAIL.parse(options["detail"]) if "detail" in options else pipe.config["detail"]
+    clean = None if options.get("clean", "auto") == "auto" else CLEAN.parse(options["clean"])
 
     def run(images: Images, seed: int) -> tuple[np.ndarray, list[str]]:
         generator = torch.Generator("cpu").manual_seed(seed)
-        return pipe(images.lr, steps, generator, output_type="uint8", detail=detail).images[0], []
+        return pipe(images.lr, steps, generator, output_type="uint8", detail=detail, clean=clean).images[0], []
 
-    return Method(spec, run, sampled=True, device=str(pipe.device), record=_record(name, pipe, steps, detail))
+    return Method(spec, run, sampled=True, device=str(pipe.device), record=_record(name, pipe, steps, detail, clean))
 
 
 def _parse(spec: str) -> tuple[str, dict[str, str]]:
@@ -108,15 +110,15 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
         return spec, {}
     pairs = [item.partition("=") for item in text.split(",")]
     options = {key: value for key, _, value in pairs}
-    known = {"steps", "scheduler", "detail"}
+    known = {"steps", "scheduler", "detail", "clean"}
     if set(options) - known or not all(value for _, _, value in pairs) or len(options) < len(pairs):
         raise ConfigError(
-            f"The model is {spec!r}, but after the @ come steps=N, scheduler=NAME, detail=F, with commas."
+            f"The model is {spec!r}, but after the @ come steps=N, scheduler=NAME, detail=F, clean=F, with commas."
         )
     return name, options
 
 
-def _record(name: str, pipe: SamDiffSRPipeline, steps: int, detail: float) -> dict[str, Any]:
+def _record(name: str, pipe: SamDiffSRPipeline, steps: int, detail: float, clean: float | None) -> dict[str, Any]:
     path = DEFAULT_MODEL if name == "default" else Path(name)
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.suffix in (".json", ".safetensors")]
     networks = (pipe.encoder, pipe.denoiser)
@@ -127,6 +129,7 @@ def _record(name: str, pipe: SamDiffSRPipeline, steps: int, detail: float) -> di
         "sha256": _digest(files, path if path.is_dir() else path.parent),
         "steps": steps,
         "detail": detail,
+        "clean": "auto" if clean is None and takes_level(pipe.encoder) else clean or 0.0,
         "scheduler": type(pipe.scheduler).__name__,
         "timesteps": pipe.scheduler.config["num_train_timesteps"],
         "networks": [type(network).__name__ for network in networks],

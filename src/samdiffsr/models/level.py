@@ -10,6 +10,11 @@ WIDTH = 32
 GAIN = 4.0  # noise of a few grey levels is a hundredth of the range of pixels
 
 
+def takes_level(network: nn.Module) -> bool:
+    """Whether the network looks at the level of degradation."""
+    return bool(getattr(network, "takes_level", False))
+
+
 class LevelEmbedding(nn.Module):
     """level (N,) -> (N, width): exactly 0 at level 0, whatever the weights, so that a clean image sees the plain network.
 
@@ -40,9 +45,6 @@ class LevelHead(nn.Module):
     LEAST = 24
     """Smaller images are padded to this side by their border pixels."""
 
-    WINDOW = 256
-    """Side of the windows that a larger image is seen in: always the same, so that the level does not depend on tiles."""
-
     def __init__(self) -> None:
         super().__init__()
         layers = [
@@ -65,7 +67,7 @@ class LevelHead(nn.Module):
         return self._judge(self._means(lr))
 
     def estimate(self, windows: Iterable[Tensor]) -> Tensor:
-        """Windows (1, 3, h, w) of one image, at most `WINDOW` a side, in [-1, 1] -> its level (1,), from 0 to 1."""
+        """Windows (1, 3, h, w) of one image, in [-1, 1] -> its level (1,), from 0 to 1."""
         total = torch.zeros((), device=self.out.weight.device)
         pixels = 0
         for window in windows:

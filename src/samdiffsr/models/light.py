@@ -132,6 +132,7 @@ class LightEncoder(ModelMixin, ConfigMixin):
         detail = F.pixel_shuffle(self.head(features), SCALE)
         return features, (imresize_tensor(lr, SCALE) + detail).clamp(-1, 1)
 
+    @apply_forward_hook
     def estimate_level(self, windows: Iterable[Tensor]) -> Tensor:
         """See `LevelHead.estimate`; of an encoder that takes a level."""
         assert self.level_head is not None, "the encoder was built without a level"

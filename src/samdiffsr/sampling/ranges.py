@@ -2,6 +2,7 @@
 
 from samdiffsr.errors import Range
 
+CLEAN = Range("clean", 0, 1)
 DETAIL = Range("detail", 0, 2)
 SEED = Range("seed", 0, 2**63 - 1, whole=True)
 STEPS = Range("steps", 1, whole=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from samdiffsr.errors import ImageError
+from samdiffsr.models.level import takes_level
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.sampling.pixels import OUTPUTS, crop, encode_pixels
 from samdiffsr.sampling.tiles import (
@@ -29,6 +30,7 @@ from samdiffsr.structure import position_window
 
 BICUBIC_HALO_LR = 3
 OUTPUT_TILE_LR = 256  # of the last, cheap pass
+LEVEL_TILE_LR = 256  # always the same, so that the estimated level does not depend on the tiles of the networks
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,21 @@ class TiledModel:
         networks: the model.
         pixels: (h, w, 3), see `samdiffsr.sampling.pixels.as_pixels`.
         tile: side of a tile in LR pixels, 0 for none, None to choose by the free memory.
+        clean: the level of degradation that networks with this input are given, None to estimate it from the image.
         on_warning: called with a sentence when memory ran out and the work goes on in smaller tiles.
+
+    Attributes:
+        level: (1,), the level that was given or estimated; None for networks without the input.
     """
 
     def __init__(
-        self, networks: Networks, pixels: np.ndarray, *, tile: int | None, on_warning: Callable[[str], None]
+        self,
+        networks: Networks,
+        pixels: np.ndarray,
+        *,
+        tile: int | None,
+        clean: float | None = None,
+        on_warning: Callable[[str], None],
     ) -> None:
         self._networks, self._pixels, self._on_warning = networks, pixels, on_warning
         self.device, self.dtype = networks.device, networks.denoiser.dtype
@@ -75,6 +87,7 @@ class TiledModel:
         self._known: Canvas | None = None  # the condition or the features
         self._keeps_condition = denoiser.condition_scale == 1  # one of HR size is cheaper to compute again than to keep
         self._estimate = self.canvas() if networks.base == "encoder" else None
+        self.level = self._level(clean) if takes_level(encoder) else None
 
     def canvas(self, dtype: torch.dtype | None = None, channels: int = 3) -> Canvas:
         """An empty canvas of the (padded) HR size; without `dtype` of the networks' own."""
@@ -97,7 +110,8 @@ class TiledModel:
         def work(tile: Window) -> None:
             window, hr = tile.grown(halo, *self._whole.shape), tile.scaled(SCALE)
             lr = crop(self._pixels, window).to(self.device, self.dtype)
-            features, estimate = encoder.encode(2 * lr - 1, with_image=self._estimate is not None)
+            given = {} if self.level is None else {"level": self.level}
+            features, estimate = encoder.encode(2 * lr - 1, with_image=self._estimate is not None, **given)
             if self._estimate is not None and estimate is not None:
                 self._estimate.write(hr, hr.cut(estimate, window.scaled(SCALE)))
             if structure is not None:
@@ -160,6 +174,13 @@ class TiledModel:
                 sr = x_0.read(hr).clamp(-1, 1) * (detail / self._networks.residual_scale) + sr
             out.write(hr, encode_pixels(sr.clamp(-1, 1), output_type))
         return out.array()
+
+    def _level(self, clean: float | None) -> Tensor:
+        if clean is not None:
+            return torch.full((1,), float(clean), device=self.device)
+        windows = (crop(self._pixels, tile) for tile in tiles(self.height, self.width, LEVEL_TILE_LR))
+        signed = (2 * window.to(self.device, self.dtype) - 1 for window in windows)
+        return self._networks.encoder.estimate_level(signed).float()
 
     def _position(self, window: Window) -> Tensor:
         """The position map in a window of HR pixels, (1, 1, H, W)."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samdiffsr.data.dataset import Batch
+from samdiffsr.models.level import takes_level
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, LossConfig
 from samdiffsr.training.features import POOLED, FeatureLoss
@@ -162,11 +163,6 @@ class DiffusionObjective(Objective):
             prediction = self.network(x_t, last, features[chosen], **level).float()
             start[chosen] = self.process.predict_x0(x_t, prediction, last, seen[chosen]).clamp(-1, 1)
         return start, structure
-
-
-def takes_level(network: nn.Module) -> bool:
-    """Whether the network looks at the level of degradation."""
-    return bool(getattr(network, "takes_level", False))
 
 
 def level_for(network: nn.Module, level: Tensor) -> dict[str, Tensor]:

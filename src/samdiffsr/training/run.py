@@ -16,6 +16,7 @@ from samdiffsr.data.dataset import PreparedPhotos
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.files import whole_folder
 from samdiffsr.models.encoder import RRDBEncoder
+from samdiffsr.models.level import takes_level
 from samdiffsr.models.light import LightDenoiser, LightEncoder
 from samdiffsr.models.unet import ConditionalUNet
 from samdiffsr.models.weights import load_network, with_level
@@ -27,7 +28,7 @@ from samdiffsr.training.batches import Batches
 from samdiffsr.training.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
 from samdiffsr.training.config import METADATA, DiffusionConfig, StageConfig, TrainConfig, further_targets
 from samdiffsr.training.log import Log, OnUpdate
-from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, Objective, takes_level
+from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, Objective
 from samdiffsr.training.state import TrainState
 from samdiffsr.training.validation import Upscale, Validation
 
@@ -138,7 +139,7 @@ def diffusion_stage(config: TrainConfig) -> Stage:
     pipe = _pipeline(objective, config.diffusion)
 
     def upscale(lr: np.ndarray) -> np.ndarray:
-        return np.asarray(pipe(lr, generator=torch.Generator().manual_seed(config.seed)).images[0])
+        return np.asarray(pipe(lr, generator=torch.Generator().manual_seed(config.seed), clean=0).images[0])
 
     output = config.output
     return Stage(

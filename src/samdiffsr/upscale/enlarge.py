@@ -113,6 +113,8 @@ def _repeated(
             return kwargs
 
         noise = torch.Generator("cpu").manual_seed(seed)
+        if number:
+            arguments = arguments | {"clean": 0.0}  # it was cleaned before
         output = pipe(rgb, **arguments, generator=noise, callback_on_step_end=after_step, output_type="uint16")
         rgb = output.images[0]
     return rgb

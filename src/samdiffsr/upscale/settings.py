@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from samdiffsr.errors import ConfigError, Range, choose
 from samdiffsr.images.formats import MAX_PIXELS, QUALITY
-from samdiffsr.sampling.ranges import DETAIL, SEED, STEPS, TILE
+from samdiffsr.sampling.ranges import CLEAN, DETAIL, SEED, STEPS, TILE
 
 if TYPE_CHECKING:
     from samdiffsr.upscale.size import OutputSize
@@ -53,11 +53,12 @@ class Settings:
         size: "1920x1080", "1920x" or "x1080" instead of a factor, see `OutputSize`.
         steps, detail, tile, structure: see `SamDiffSRPipeline`; None takes what the model was saved with, for the tile the free
             memory.
+        clean: see `SamDiffSRPipeline`; None estimates it from each picture, where the model can.
         seed: each picture has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
         consistency: project the result so that its bicubic reduction to the input's size equals the input.
 
     Raises:
-        ConfigError: a value out of its range, or both a scale and a size, or consistency at scale 1.
+        ConfigError: a value out of its range, both a scale and a size, or consistency at scale 1 or with a level to clean.
     """
 
     scale: float | None = _setting(
@@ -88,6 +89,14 @@ class Settings:
         metavar="NAME",
         argument="structure",
     )
+    clean: float | None = _setting(
+        None,
+        "0: believe every pixel, 1: an old scan; noise, blur and JPEG blocks that are so strong are removed.",
+        metavar="F|auto",
+        range=CLEAN,
+        unset="auto, estimated from the picture where the model can",
+        argument="clean",
+    )
     seed: int = _setting(0, "Each image starts from this seed.", metavar="N", range=SEED)
     tile: int | None = _setting(
         None,
@@ -104,6 +113,10 @@ class Settings:
         _check(self)
         if self.output_size.scale == 1 and self.consistency:
             raise ConfigError("consistency at scale 1 would give the input back; leave one of them out.")
+        if self.consistency and self.clean:
+            raise ConfigError(
+                f"consistency brings back the noise that clean, {self.clean}, removes; give one of them, or clean 0."
+            )
 
     @property
     def output_size(self) -> "OutputSize":
@@ -115,7 +128,8 @@ class Settings:
     def pipeline_arguments(self) -> dict[str, Any]:
         """What the pipeline's call takes of these settings; the seed is not among them, it becomes a generator."""
         wanted = ((one.metadata["argument"], one.name) for one in dataclasses.fields(self))
-        return {argument: getattr(self, name) for argument, name in wanted if argument}
+        arguments = {argument: getattr(self, name) for argument, name in wanted if argument}
+        return arguments | {"clean": 0.0} if self.consistency else arguments  # an estimate would contradict it too
 
 
 @dataclass(frozen=True)
@@ -181,6 +195,8 @@ def _check(settings: Any) -> None:
 def from_text(kind: type[Class], given: Mapping[str, str]) -> Class:
     """A dataclass of numbers, switches and names from what a user wrote, such as {"detail": "0.5"}.
 
+    "auto" leaves to whom it may concern what can be left out.
+
     Raises:
         ConfigError: an unknown name, a text that is no value of its field, or what the class itself refuses.
     """
@@ -192,6 +208,8 @@ def from_text(kind: type[Class], given: Mapping[str, str]) -> Class:
 def _value(name: str, kind: Any, text: str) -> Any:
     """The text as a value of the field's type; the class checks its range."""
     kinds = set(get_args(kind)) or {kind}
+    if text == "auto" and type(None) in kinds:
+        return None
     if bool in kinds:
         return choose(text.lower(), {"true": True, "false": False, "1": True, "0": False}, name)
     for number, words in ((int, "a whole number"), (float, "a number")):
