@@ -117,7 +117,8 @@ def reference(pipe, image, steps):
     x_t = torch.randn(1, 3, 4 * rows, 4 * columns, generator=generator)
     options = {} if isinstance(pipe.scheduler, DDIMScheduler) else {"generator": generator}
     for t in pipe.scheduler.timesteps:
-        x_t = pipe.scheduler.step(pipe.denoiser(x_t, t[None], features), t, x_t, **options, return_dict=False)[0]
+        answer = pipe.process.to_plain(x_t, pipe.denoiser(x_t, t[None], features), t[None], None)
+        x_t = pipe.scheduler.step(answer, t, x_t, **options, return_dict=False)[0]
     x_0 = x_t[0].clamp(-1, 1).permute(1, 2, 0).numpy()[: 4 * height, : 4 * width]
     return (x_0 * (pipe.config["detail"] / pipe.config["residual_scale"]) + base).clip(-1, 1) / 2 + 0.5
 
@@ -261,7 +262,7 @@ def test_runner_tells_bad_input_in_a_sentence(exported, tmp_path, capsys, monkey
         (("deep.png", "out.png"), "I;16"),
         (("in.png", "in.png"), "exists already"),
         (("in.png", "out.xyz"), ".xyz"),
-        (("in.png", "out.png", "--steps", "0"), "from 1 to 100"),
+        (("in.png", "out.png", "--steps", "0"), "from 1 to 20"),
         (("in.png", "out.png", "--folder", "nowhere"), "nowhere"),
         (("in.png", "out.png", "--folder", "broken"), "denoiser.onnx"),
     ]:
