@@ -56,7 +56,7 @@ async def client(http: httpx2.AsyncClient, content: bytes, end: float, ends: Cou
 
 
 async def bad_client(port: int, end: float, words: bytes, ends: Counter) -> None:
-    """A client that sends one byte a second after its first words; begun again when it is sent away."""
+    """A client that sends one byte a second after its first words; started again when the server drops it."""
     while time.monotonic() < end:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(words)

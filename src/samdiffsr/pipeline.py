@@ -126,7 +126,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
 
     @property
     def process(self) -> ModulatedProcess:
-        """What the denoiser was trained on."""
+        """The process that the denoiser was trained on."""
         return ModulatedProcess(self._schedule, self.config["shift"], self.config["target"])
 
     @classmethod
@@ -269,7 +269,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         return Networks(self.encoder, self.denoiser, self._execution_device, **wanted)
 
     def _on_step(self, callback: Callback | None, names: Sequence[str]) -> Callable[[Any, int, Tensor, Canvas], None]:
-        """What happens after each step: the bar moves on, and the callback sees a copy of the state, which it may replace."""
+        """After each step: the bar moves on, and the callback sees a copy of the state, which it may replace."""
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             names = callback.tensor_inputs
         for name in names:

@@ -185,7 +185,7 @@ def _read_tensors(file: Path) -> tuple[Tensors, int | None]:
 
 
 def _unpickle(file: Path) -> Any:
-    """What `torch.save` wrote, restricted to tensors and plain values."""
+    """The content that `torch.save` wrote, restricted to tensors and plain values."""
     if not file.exists():
         raise CheckpointError(f"{file} does not exist.")
     if not file.is_file():

@@ -1,6 +1,6 @@
 """Bicubic resizing exactly as MATLAB's `imresize` does it: the degradation and the upscaler of the super-resolution literature.
 
-What makes it exact: antialiased cubic kernel (Keys, a = -0.5), pixel centres at half integers, symmetric border, and for
+It is exact through: antialiased cubic kernel (Keys, a = -0.5), pixel centres at half integers, symmetric border, and for
 integers a rounding after *each* pass (without it 11 % of the pixels differ by one grey level).
 """
 

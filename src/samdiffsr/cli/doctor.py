@@ -110,7 +110,7 @@ def machine() -> dict[str, Any]:
 
 
 def check_weights() -> list[str]:
-    """What is wrong with the files of the embedded model; SHA256SUMS is as sha256sum writes it."""
+    """Faults in the files of the embedded model; SHA256SUMS is as sha256sum writes it."""
     import hashlib
 
     from samdiffsr.pipeline import DEFAULT_MODEL
@@ -141,10 +141,10 @@ def self_test(device: str) -> dict[str, Any]:
     from samdiffsr.pipeline import DEFAULT_MODEL
     from samdiffsr.upscale.enlarge import enlarge
 
-    begun = time.monotonic()
+    started = time.monotonic()
     pipe = load_model("default", device)
     result = enlarge(pipe, Picture(synthetic_picture())).rgb.astype(np.float64)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     difference = float(np.abs(result - read_image(DEFAULT_MODEL / "selftest.png").rgb).mean())
     return {"device": str(pipe.device), "seconds": round(seconds, 2), "difference": round(difference, 4)}
 

@@ -58,7 +58,7 @@ def with_settings(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def key_values(given: Sequence[str]) -> dict[str, str]:
-    """What `--set KEY=VALUE` gave; a later one of the same key wins."""
+    """The values of `--set KEY=VALUE`; a later one of the same key wins."""
     pairs = [text.partition("=") for text in given]
     for key, equals, _ in pairs:
         if not (key and equals):

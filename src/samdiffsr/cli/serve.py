@@ -96,7 +96,7 @@ def serve(
 
 
 def _named(models: list[str]) -> dict[str, str]:
-    """What to load, by the name that clients see: the last part of a path, so that they learn nothing of the machine."""
+    """The models to load, by the name that clients see: the last part of a path, so that they learn nothing of the machine."""
     named: dict[str, str] = {}
     for source in models:
         name = os.path.basename(os.path.normpath(source))

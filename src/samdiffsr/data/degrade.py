@@ -117,7 +117,7 @@ Step = Blur | Sinc | Resize | Noise | Jpeg
 
 @dataclass(frozen=True)
 class Degradation:
-    """What happens to an HR image on its way to the LR image, step by step, to a `Resize` to factor 1 and perhaps more.
+    """The changes of an HR image on its way to the LR image, step by step, to a `Resize` to factor 1 and perhaps more.
 
     No step: the exact bicubic reduction.
     """

@@ -90,7 +90,7 @@ class ModulatedProcess:
     def training_target(
         self, noise: Tensor, t: Tensor, structure: Tensor | None, *, x_0: Tensor | None = None
     ) -> Tensor:
-        """What the network must answer at x_t; "sample" and "velocity" need `x_0` too.
+        """The right answer of the network at x_t; "sample" and "velocity" need `x_0` too.
 
         Raises:
             ConfigError: `x_0` is missing where the target needs it.

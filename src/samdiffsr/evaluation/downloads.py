@@ -57,7 +57,7 @@ PUBLISHED = {
 
 
 def default_folder() -> Path:
-    """Where downloads go unless told otherwise: samdiffsr/ in the user's cache folder."""
+    """Where downloads go unless another folder is given: samdiffsr/ in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samdiffsr"
 
 

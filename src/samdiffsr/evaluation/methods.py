@@ -1,4 +1,4 @@
-"""What is compared: models, interpolations and the results of other programs, each as a function from LR to SR."""
+"""The methods that are compared: models, interpolations and the results of other programs, each as a function from LR to SR."""
 
 import hashlib
 from collections.abc import Callable, Iterable

@@ -48,7 +48,7 @@ class _Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class _Graph:
-    """What becomes one ONNX file: `shapes` and `examples` hold more names than its inputs."""
+    """The content of one ONNX file: `shapes` and `examples` hold more names than its inputs."""
 
     name: str
     network: nn.Module
@@ -95,7 +95,7 @@ def export(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = False) ->
 
 
 def describe(pipe: SamDiffSRPipeline) -> dict[str, Any]:
-    """What the runner must know besides the networks; config.json, still without checksums.
+    """The facts that the runner needs besides the networks; config.json, still without checksums.
 
     Raises:
         ConfigError: the scheduler does not fit the model, or the runner has none like it.

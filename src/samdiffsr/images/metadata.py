@@ -15,7 +15,7 @@ from samdiffsr.errors import ImageError
 from samdiffsr.images.picture import Metadata
 
 BROKEN = (SyntaxError, ValueError, EOFError, struct.error, zlib.error, RuntimeError, IndexError)
-"""What Pillow's decoders were seen to raise on damaged files besides OSError (fuzzed)."""
+"""Errors that Pillow's decoders were seen to raise on damaged files besides OSError (fuzzed)."""
 
 XMP_TAG = 700  # in a TIFF
 _ORIENTATION, _EXIF_IFD, _GPS_IFD, _INTEROP, _MAKER_NOTE = 0x0112, 0x8769, 0x8825, 0xA005, 0x927C
@@ -36,7 +36,7 @@ _XMP_TAIL = b'</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 
 
 def read_metadata(image: Image.Image, notes: list[str]) -> tuple[Metadata, int]:
-    """What a loaded image says besides its pixels, and its EXIF orientation (1 to 8).
+    """All that a loaded image says besides its pixels, and its EXIF orientation (1 to 8).
 
     Damaged EXIF is left out with a note: the picture itself may be whole.
     """

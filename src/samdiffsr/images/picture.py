@@ -10,7 +10,7 @@ from samdiffsr.errors import ImageError
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says besides its pixels and their colour space; dropping it changes no colour.
+    """All that a file says besides its pixels and their colour space; dropping it changes no colour.
 
     Attributes:
         exif: b"Exif\0\0" and a TIFF block, as in a JPEG; without orientation and thumbnail.

@@ -134,7 +134,7 @@ def _encoded(picture: Picture, metadata: Metadata, format_: str, quality: int | 
 
 
 def _options(metadata: Metadata, format_: str, quality: int | None, notes: list[str]) -> dict[str, Any]:
-    """What Pillow is told when it saves."""
+    """The options of Pillow's `save`."""
     options: dict[str, Any] = {}
     if format_ == "JPEG":
         options = {"quality": 95 if quality is None else quality, "subsampling": 0}  # 4:4:4

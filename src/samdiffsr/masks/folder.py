@@ -27,7 +27,7 @@ OPTIONS = "masks.options"
 """File beside the masks: the recipe they were made with, as JSON. The ending .json is for the masks of photographs."""
 
 Outcomes = Generator[str | None, None, None]
-"""What `make_masks` returned for each job, in order."""
+"""The results of `make_masks`, in the order of the jobs."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def make_masks(job: MaskJob) -> str | None:
         return f"'{job.photo}': not enough memory to segment it; use fewer --workers or a smaller image."
     if regions is not None:
         if (job.output / OPTIONS).exists():
-            _compare_options(job.output, job.recipe.record())  # another run may have begun while there was no mask
+            _compare_options(job.output, job.recipe.record())  # another run may have started while there was no mask
         write_records(job.target, regions)
     if job.preview:
         try:

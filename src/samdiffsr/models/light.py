@@ -233,7 +233,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def condition(self, features: Tensor) -> Tensor:
-        """What does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, h, w)."""
+        """The part that does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, h, w)."""
         return self.conv_features(features)
 
     @apply_forward_hook

@@ -108,7 +108,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def condition(self, features: Tensor) -> Tensor:
-        """What does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, H, W)."""
+        """The part that does not depend on x_t and t, to be computed once an image: (N, C, h, w) -> (N, width, H, W)."""
         return self.cond_proj(features)
 
     @apply_forward_hook

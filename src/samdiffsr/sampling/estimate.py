@@ -15,7 +15,7 @@ Structure = Literal["auto", "model", "felzenszwalb", "none"] | np.ndarray
 
 
 def check_structure(structure: Any, denoiser: Any, images: list[np.ndarray], *, needed: bool) -> Sequence[Structure]:
-    """What `structure=` of the pipeline asks for, for each image.
+    """The choice of `structure=` for each image.
 
     Args:
         structure: a name, a map (4h, 4w) for one image, or a list of maps.
@@ -68,8 +68,8 @@ def segmented(image: np.ndarray, encoding: str) -> np.ndarray:
 
 def _checked(structure: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if structure.shape != size or structure.dtype.kind != "f":
-        told = f"{structure.dtype} of shape {structure.shape}"
-        raise ImageError(f"a structure map must be floating of shape {size}, four times the image, got {told}.")
+        got = f"{structure.dtype} of shape {structure.shape}"
+        raise ImageError(f"a structure map must be floating of shape {size}, four times the image, got {got}.")
     if not np.isfinite(structure).all():
         raise ImageError("a structure map must be finite, got NaN or infinity.")
     return structure

@@ -15,7 +15,7 @@ from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import ConfigError, Range, choose, first_line
 from samdiffsr.sampling.ranges import STEPS
 
-# What a scheduler must be told so that it reads `ModulatedProcess.to_plain` of each target as what it is.
+# The prediction_type that makes a scheduler read `ModulatedProcess.to_plain` of each target as what it is.
 PREDICTION_TYPE = {
     "posterior_noise": "epsilon",
     "marginal_noise": "epsilon",

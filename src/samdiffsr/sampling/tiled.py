@@ -35,7 +35,7 @@ LEVEL_TILE_LR = 256  # always the same, so that the estimated level does not dep
 
 @dataclass(frozen=True)
 class Networks:
-    """What to run, where, and what the residual is added to; see `SamDiffSRPipeline`."""
+    """The networks, their device, and the base of the residual; see `SamDiffSRPipeline`."""
 
     encoder: Any
     denoiser: Any
@@ -127,7 +127,7 @@ class TiledModel:
         return structure
 
     def denoise(self, predict: Callable[[Window, Tensor], Tensor]) -> Canvas:
-        """What `predict` answers for the whole image: called with windows in HR pixels, and the condition in each."""
+        """The answers of `predict` for the whole image: it is called with windows in HR pixels, and the condition in each."""
         halo = self._aligned(self._networks.denoiser.halo_lr)
         prediction = self.canvas()  # a new one, for multistep schedulers may hold on to the last
 
@@ -228,7 +228,7 @@ class TiledModel:
         return size > (STATE_BYTES if free is None else free // 4)
 
     def _each_tile(self, network: str, work: Callable[[Window], None]) -> None:
-        """Do the work for every tile; out of memory, halve the tile and begin again, for doing a tile twice harms nothing."""
+        """Do the work for every tile; out of memory, halve the tile and start again: a tile may be done twice."""
         while True:
             try:
                 for tile in tiles(*self._whole.shape, self._tiles[network], self._multiple):

@@ -155,7 +155,7 @@ def _disk() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device, within this process's control group too; None where nobody can tell."""
+    """Bytes that can still be had on a device, within this process's control group too; None where that cannot be found out."""
     if device.type == "cuda":
         return (
             torch.cuda.mem_get_info(device)[0]
@@ -211,5 +211,5 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # The CPU and MPS allocators raise a plain RuntimeError.
-    told = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
-    return any(words in str(error).lower() for words in told)
+    words = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+    return any(words in str(error).lower() for words in words)

@@ -189,7 +189,7 @@ class DiffusionConfig(StageConfig):
         return self
 
     def process(self) -> ModulatedProcess:
-        """What the denoiser learns."""
+        """The target of the denoiser."""
         schedule = NoiseSchedule.named(self.schedule, self.timesteps, max_beta=self.max_beta)
         return ModulatedProcess(schedule, self.shift, self.target)
 

@@ -30,7 +30,7 @@ _OVERLAP = 16_000_000  # output pixels up to which a result is written while the
 
 @dataclass
 class Report:
-    """What became of every job, in their order; filled while the work goes on.
+    """The outcome of every job, in their order; filled while the work goes on.
 
     Attributes:
         done: written.
@@ -274,7 +274,7 @@ class _Writer:
             self._report.done.append(ready.job)
 
     def _write(self, target: str, result: Picture) -> tuple[str, ...] | None:
-        """What writing changed; None if the target has meanwhile appeared and is to be left alone."""
+        """Notes on losses in writing; None if the target has meanwhile appeared and is to be left alone."""
         folder = os.path.dirname(target)
         if self._tidy and folder not in self._swept:
             sweep(folder)

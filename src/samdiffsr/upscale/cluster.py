@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
 
 Outcomes = Generator[tuple[Report, float], None, None]
-"""What `upscale_work` returned for each work, in order."""
+"""The results of `upscale_work`, in the order of the works."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def upscale_on_cluster(
 
     Args:
         run: does the works: yields `upscale_work` of each, in order. Wherever it does, paths must mean the same files.
-        jobs: from `plan`; relative paths begin in this process's working folder.
+        jobs: from `plan`; relative paths start in this process's working folder.
         model, device: see `load_model`, there.
         on_progress, report: see `upscale_files`; progress comes when an image is done.
 

@@ -49,7 +49,7 @@ def plan(
 
     Args:
         inputs: files, folders (their images, sorted) or glob patterns (`**` crosses folders; what they match below the
-            output folder is left out, unless they begin there). A file that does not exist is planned all the same, so
+            output folder is left out, unless they start there). A file that does not exist is planned all the same, so
             that the others are still done. Or URIs of files and folders.
         output: a folder, or with exactly one image as input a file: whatever ends in a known image extension and is
             not an existing folder. Suffix and format do not apply to a file. Or a URI of either.
@@ -165,7 +165,7 @@ def _expanded(given: str, output: str, recursive: bool, pattern: bool) -> Iterab
 
 
 def _matches(pattern: str, output: str) -> list[str]:
-    """The images that a pattern matches, sorted; those below the output folder only if the pattern begins there."""
+    """The images that a pattern matches, sorted; those below the output folder only if the pattern starts there."""
     found = sorted(path for path in glob.iglob(pattern, recursive=True) if is_picture_name(os.path.basename(path)))
     found = [path for path in found if not os.path.isdir(path)]
     if not found:

@@ -1,4 +1,4 @@
-"""What can be asked for: `Settings` changes the picture, `FileSettings` the files. Each field has its words and its check here.
+"""The settings of a job: `Settings` changes the picture, `FileSettings` the files. Each field has its words and its check here.
 
 The command line makes an option of every field, and a form or a query string becomes settings by `from_text`. To add a
 setting is to add its field: `_setting` says the rest.
@@ -126,7 +126,7 @@ class Settings:
         return OutputSize.parse(self.scale, self.size)
 
     def pipeline_arguments(self) -> dict[str, Any]:
-        """What the pipeline's call takes of these settings; the seed is not among them, it becomes a generator."""
+        """The arguments of the pipeline's call among these settings; the seed is not among them, it becomes a generator."""
         wanted = ((one.metadata["argument"], one.name) for one in dataclasses.fields(self))
         arguments = {argument: getattr(self, name) for argument, name in wanted if argument}
         return arguments | {"clean": 0.0} if self.consistency else arguments  # an estimate would contradict it too

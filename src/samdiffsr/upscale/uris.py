@@ -77,7 +77,7 @@ def listed(uri: str, *, recursive: bool) -> Iterator[str] | None:
 
 
 def stand_in(uri: str, file: Path) -> None:
-    """Make an empty file, or a folder, if the URI names a file or a folder; ImageError if nobody can tell."""
+    """Make an empty file, or a folder, if the URI names a file or a folder; ImageError if that cannot be found out."""
     from pyarrow.fs import FileType
 
     system, path = _place(uri)

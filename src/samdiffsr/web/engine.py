@@ -43,7 +43,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a client asks for."""
+    """The request of a client."""
 
     settings: Settings
     files: FileSettings
@@ -110,13 +110,13 @@ class Engine:
         self._stop.set()
 
     def seconds(self, width: int, height: int, wanted: Wanted) -> float | None:
-        """What a picture will take, reckoned from those before; None before the first."""
+        """The time that a picture will take, reckoned from those before; None before the first."""
         if self._seconds_per_pixel is None:
             return None
         return self._seconds_per_pixel * self._pixels(width, height, wanted)
 
     def warm_up(self) -> None:
-        """Run every model once on a small picture: the first run of a process is slower, and the time left can be told."""
+        """Run every model once on a small picture: the first run of a process is slower, and the time left can then be estimated."""
         import numpy as np
 
         picture = Picture(np.zeros((48, 48, 3), np.uint8))

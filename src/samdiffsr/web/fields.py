@@ -9,14 +9,14 @@ from samdiffsr.upscale.settings import FileSettings, Settings, from_text
 from samdiffsr.web.engine import Wanted
 
 FILE_FIELDS = ("format", "quality", "strip_metadata")
-"""What of `FileSettings` a client can ask for; the rest is about files of the server."""
+"""The fields of `FileSettings` that a client can set; the rest is about files of the server."""
 
 _SETTINGS = tuple(one.name for one in dataclasses.fields(Settings))
 FIELDS = (*_SETTINGS, *FILE_FIELDS, "model")
 
 
 def parse(given: Iterable[tuple[str, str]], models: Iterable[str], max_pixels: int) -> Wanted:
-    """What the fields ask for; an empty text stands for a field that is left out.
+    """The settings that the fields describe; an empty text stands for a field that is left out.
 
     Args:
         models: names, the first of which is the default.

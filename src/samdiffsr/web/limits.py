@@ -10,7 +10,7 @@ from samdiffsr.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server refuses before it works.
+    """The limits of a server, checked before it works.
 
     Attributes:
         max_bytes: of an uploaded file.
