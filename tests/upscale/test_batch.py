@@ -97,6 +97,26 @@ def test_metadata_is_kept_or_stripped_but_never_the_profile(tiny_pipe: Any, tmp_
     assert bare.metadata == Metadata() and kept.icc == bare.icc == b"x" * 200
 
 
+@pytest.mark.parametrize("depth", [8, 16])
+def test_uncertainty_is_where_three_seeds_disagree(tiny_pipe: Any, tmp_path: Path, depth: int) -> None:
+    rgb = np.random.default_rng(0).integers(60, 190, (6, 5, 3)).astype(np.uint8)
+    picture = Picture(rgb if depth == 8 else rgb.astype(np.uint16) * 257)
+    write_image(picture, tmp_path / "a.png")
+    run(tiny_pipe, [tmp_path / "a.png"], tmp_path / "plain", seed=4)
+    parts: list[float] = []
+    seen = lambda now: parts.append(now.part)  # noqa: E731
+    assert run(tiny_pipe, [tmp_path / "a.png"], tmp_path / "o", seed=4, uncertainty=True, on_progress=seen).failed == []
+    assert parts == sorted(parts) and parts[-1] == 1
+    assert (tmp_path / "o" / "a_x4.png").read_bytes() == (tmp_path / "plain" / "a_x4.png").read_bytes()
+    results = np.stack([enlarge(tiny_pipe, picture, Settings(seed=seed)).rgb for seed in (4, 5, 6)]).astype(float)
+    deviation = np.sqrt(results.var(axis=0, ddof=1).mean(axis=2)) / (1 if depth == 8 else 257)
+    shown = read_image(tmp_path / "o" / "a_x4_uncertainty.png")
+    assert shown.grey and np.abs(shown.rgb[..., 0] - np.minimum(deviation * 8, 255)).max() <= 0.51
+    assert deviation.max() > 0.5
+    again = run(tiny_pipe, [tmp_path / "a.png"], tmp_path / "o", uncertainty=True)
+    assert len(again.failed) == 1 and "exists already" in again.failed[0][1]
+
+
 def test_the_settings_stand_in_the_xmp_and_replace_those_of_an_earlier_run(tiny_pipe: Any, tmp_path: Path) -> None:
     mine = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     mine += (

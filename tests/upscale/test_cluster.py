@@ -12,7 +12,7 @@ from samdiffsr.load import load_model
 from samdiffsr.upscale.batch import Progress, Report, upscale_files
 from samdiffsr.upscale.cluster import Work, _pipeline, upscale_on_cluster, upscale_work
 from samdiffsr.upscale.plan import Job, plan
-from samdiffsr.upscale.settings import Settings
+from samdiffsr.upscale.settings import FileSettings, Settings
 from support import contents, noise_image, settings_of
 
 pytest.importorskip("pyarrow")
@@ -173,3 +173,8 @@ def test_what_concerns_all_images_is_raised(tiny_pipe_dir: Path, tmp_path: Path)
         with pytest.raises(ConfigError, match=r"^Cannot use '(nope://x/|file://host/)': [^\n]*; URIs are of file, s3"):
             upscale(tiny_pipe_dir, [uri], tmp_path / "o")
     assert upscale_on_cluster(run, []) == Report()
+
+
+def test_uncertainty_is_refused_on_a_cluster() -> None:
+    with pytest.raises(ConfigError, match="uncertainty cannot be saved on a cluster; leave out"):
+        upscale_on_cluster(lambda works: iter(()), [], files=FileSettings(uncertainty=True))

@@ -25,6 +25,7 @@ from samdiffsr.upscale.settings import FileSettings, Settings
 if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
 
+_SEEDS = 3  # whose results show the uncertainty
 _OVERLAP = 16_000_000  # output pixels up to which a result is written while the next is made
 
 
@@ -102,7 +103,7 @@ def upscale_files(
                     reporter.pixels = ready.pixels
                     pipe = load() if pipe is None else pipe
                     writer.settle(unless_small=True)
-                    writer.start(ready, _enlarged(pipe, ready, settings, files, reporter.report))
+                    writer.start(ready, *_enlarged(pipe, ready, settings, files, reporter.report))
             except ImageError as error:  # other errors are not this image's, but the whole batch's
                 writer.settle()
                 report.failed.append((job.source, str(error)))
@@ -221,14 +222,50 @@ def _enlarged(
     settings: Settings,
     files: FileSettings,
     on_progress: Callable[[float], None],
-) -> Picture:
+) -> tuple[Picture, Picture | None]:
+    """The result, and the picture of its uncertainty if that is wanted."""
+    beside = None
     try:
-        result = enlarge(pipe, ready.picture, settings, max_pixels=files.max_pixels, on_progress=on_progress)
+        if files.uncertainty:
+            result, beside = _with_uncertainty(pipe, ready.picture, settings, files.max_pixels, on_progress)
+        else:
+            result = enlarge(pipe, ready.picture, settings, max_pixels=files.max_pixels, on_progress=on_progress)
     except ImageError as error:
         raise ImageError(f"'{ready.job.source}': {error}") from error
     if files.strip_metadata or os.path.splitext(ready.job.target)[1].lower() not in XMP:
-        return result
-    return with_settings(result, pipe, settings)
+        return result, beside
+    return with_settings(result, pipe, settings), beside
+
+
+def _with_uncertainty(
+    pipe: "SamDiffSRPipeline",
+    picture: Picture,
+    settings: Settings,
+    max_pixels: int,
+    on_progress: Callable[[float], None],
+) -> tuple[Picture, Picture]:
+    """The result of the seed, and where it and those of the next two seeds disagree."""
+    from samdiffsr.evaluation.blind import as_picture, disagreement
+
+    results = []
+    for number in range(_SEEDS):
+        another = replace(settings, seed=(settings.seed + number) % 2**63)
+        results.append(
+            enlarge(
+                pipe,
+                picture,
+                another,
+                max_pixels=max_pixels,
+                on_progress=lambda part, number=number: on_progress((number + part) / _SEEDS),
+            )
+        )
+    levels = disagreement([result.rgb for result in results]) / (257 if picture.depth == 16 else 1)
+    return results[0], as_picture(levels)
+
+
+def uncertainty_name(target: str) -> str:
+    """The file of a result's uncertainty."""
+    return os.path.splitext(target)[0] + "_uncertainty.png"
 
 
 class _Writer:
@@ -250,9 +287,9 @@ class _Writer:
         finally:
             self._pool.shutdown()
 
-    def start(self, ready: _Ready, result: Picture) -> None:
+    def start(self, ready: _Ready, result: Picture, beside: Picture | None) -> None:
         self.settle()
-        self._under_way = ready, result.notes, self._pool.submit(self._write, ready.job.target, result)
+        self._under_way = ready, result.notes, self._pool.submit(self._write, ready.job.target, result, beside)
 
     def settle(self, *, unless_small: bool = False) -> None:
         """Wait for the file at hand."""
@@ -273,7 +310,7 @@ class _Writer:
             self._report.notes += [(ready.job.source, note) for note in (*before, *notes)]
             self._report.done.append(ready.job)
 
-    def _write(self, target: str, result: Picture) -> tuple[str, ...] | None:
+    def _write(self, target: str, result: Picture, beside: Picture | None) -> tuple[str, ...] | None:
         """Notes on losses in writing; None if the target has meanwhile appeared and is to be left alone."""
         folder = os.path.dirname(target)
         if self._tidy and folder not in self._swept:
@@ -282,6 +319,8 @@ class _Writer:
         if _leave_alone(target, self._files):  # again: the batch may have run for hours
             return None
         try:
+            if beside is not None and not _leave_alone(uncertainty_name(target), self._files):
+                write_image(beside, uncertainty_name(target))
             return write_image(result, target, quality=self._files.quality)
         except MemoryError as error:
             raise ImageError(f"Not enough memory to write '{target}'; use a smaller image.") from error

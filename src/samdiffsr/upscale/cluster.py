@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samdiffsr.errors import ImageError
+from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.files import sweep
 from samdiffsr.load import load_model
 from samdiffsr.upscale import uris
@@ -167,6 +167,8 @@ def upscale_on_cluster(
     Raises:
         CheckpointError, ConfigError: see `upscale_files`; or URIs of a place that cannot be reached.
     """
+    if files.uncertainty:
+        raise ConfigError("uncertainty cannot be saved on a cluster; leave out --uncertainty or --cluster.")
     report = Report() if report is None else report
     jobs = [Job(_absolute(job.source), _absolute(job.target), job.fixed) for job in jobs]
     _prepare(jobs)

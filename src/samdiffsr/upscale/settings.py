@@ -141,6 +141,8 @@ class FileSettings:
         quality: see `write_image`.
         strip_metadata: leave out EXIF, XMP and resolution. The colour profile stays: colours would shift without it.
         overwrite, skip_existing: what to do with existing targets; with neither, that file fails.
+        uncertainty: save the disagreement of three seeds beside each result, see `evaluation.blind`: black where the model
+            knows, white where it invents.
         max_pixels: of an input, see `read_image`; a picture on the way to the result can have 16 times as many.
 
     Raises:
@@ -160,6 +162,9 @@ class FileSettings:
     strip_metadata: bool = _setting(False, "Leave out EXIF, XMP and resolution; the colour profile stays.")
     overwrite: bool = _setting(False, "Replace what is at the output already.")
     skip_existing: bool = _setting(False, "Leave out images whose output exists.")
+    uncertainty: bool = _setting(
+        False, "Save where three seeds disagree beside each result, as NAME_uncertainty.png; takes three times as long."
+    )
     max_pixels: int = _setting(
         MAX_PIXELS,
         "Refuse images with more pixels than this.",
