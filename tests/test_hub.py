@@ -15,7 +15,7 @@ import pytest
 
 from samdiffsr.hub import is_hub_name
 
-COMMITS = {"main": "1" * 40, "v2": "2" * 40}
+COMMITS = {"main": "1" * 40, "v2": "2" * 40, "broken": "3" * 40}
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -43,6 +43,9 @@ class FakeHub(BaseHTTPRequestHandler):
         if path.startswith("me/small/resolve/"):
             commit, _, name = path.removeprefix("me/small/resolve/").partition("/")
             commit = COMMITS.get(commit, commit)
+            if commit == COMMITS["broken"] and self.command == "GET":
+                self.close_connection = True  # without an answer
+                return None
             content = (self.folder / commit / name).read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()}"'
             return self.answer(200, content, {"ETag": etag, "X-Repo-Commit": commit})
@@ -122,6 +125,7 @@ def test_weights_are_fetched_and_serve_again_without_network(hub, tmp_path) -> N
     [
         ("me/small@v2", "'me/small@v2' on the Hub is no pipeline: it has no model_index.json."),
         ("me/small@v3", "'me/small' on the Hub has no revision 'v3'."),
+        ("me/small@broken", "The model 'me/small@broken' could not be fetched from the Hub: "),
         ("me/none", "There is neither a folder 'me/none' here nor a model 'me/none' on the Hub"),
     ],
 )

@@ -1,6 +1,7 @@
 """Models of the Hugging Face Hub: `user/repo` or `user/repo@revision` becomes a folder on this machine."""
 
 import re
+from importlib import import_module, util
 from pathlib import Path
 
 from samdiffsr.errors import CheckpointError
@@ -30,7 +31,6 @@ def fetch(name: str) -> Path:
     Raises:
         CheckpointError: no such model or revision, no permission, no network and no copy, or no pipeline in it.
     """
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -58,9 +58,14 @@ def fetch(name: str) -> Path:
         raise CheckpointError(
             f"There is no folder '{name}' here, and the Hub cannot be reached to look for a model of that name."
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, *_transport_errors(), OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"The model '{name}' could not be fetched from the Hub: {reason}") from error
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(f"'{name}' on the Hub is no pipeline: it has no model_index.json.")
     return folder
+
+
+def _transport_errors() -> list[type[Exception]]:
+    """What a broken connection raises: huggingface-hub 2 uses httpx2, version 1 httpx."""
+    return [import_module(name).HTTPError for name in ("httpx2", "httpx") if util.find_spec(name)]
