@@ -71,7 +71,7 @@ class ModulatedProcess:
     ) -> None:
         choose(target, dict.fromkeys(TARGETS), "target")
         self.schedule = schedule
-        self.target = target
+        self.target: Target = target
         function = shift if callable(shift) else choose(shift, SHIFTS, "shift")
         self.shift = getattr(shift, "__name__", shift)
         self.shift_mean = function(schedule)
