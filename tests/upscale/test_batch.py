@@ -155,10 +155,10 @@ def test_16_bit_in_16_bit_out(tiny_pipe: Any, tmp_path: Path) -> None:
 
 def test_notes_reach_the_report(tiny_pipe: Any, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    report = run(tiny_pipe, [tmp_path / "a.gif"], tmp_path / "o")
-    assert report.notes == [(str(tmp_path / "a.gif"), "several frames, only the first is used")]
-    assert names(tmp_path / "o") == ["a_x4.png"]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    report = run(tiny_pipe, [tmp_path / "a.tif"], tmp_path / "o")
+    assert report.notes == [(str(tmp_path / "a.tif"), "several frames, only the first is used")]
+    assert names(tmp_path / "o") == ["a_x4.tif"]
 
 
 # --- misfortune ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,21 @@ class Metadata:
 
 
 @dataclass(frozen=True, eq=False)
+class Animation:
+    """What makes a picture the first frame of a moving one.
+
+    Attributes:
+        later: the other frames, whole ones, of the first one's size.
+        milliseconds: how long each frame is seen, the first one too.
+        plays: how often it runs; 0 is for ever.
+    """
+
+    later: "tuple[Picture, ...]"
+    milliseconds: tuple[float, ...]
+    plays: int
+
+
+@dataclass(frozen=True, eq=False)
 class Picture:
     """One upright picture.
 
@@ -34,6 +49,7 @@ class Picture:
         icc: colour profile of `rgb`, kept on writing where the format can hold it.
         metadata: EXIF, XMP and resolution.
         notes: what reading changed beyond an exact conversion, in words for the user.
+        animation: of a moving picture whose frames were asked for: the others.
 
     Raises:
         ImageError: when shapes or dtypes differ from the above.
@@ -45,6 +61,7 @@ class Picture:
     icc: bytes | None = None
     metadata: Metadata = Metadata()
     notes: tuple[str, ...] = ()
+    animation: Animation | None = None
 
     def __post_init__(self) -> None:
         rgb, alpha = self.rgb, self.alpha

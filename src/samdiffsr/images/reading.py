@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from samdiffsr.errors import ImageError
+from samdiffsr.images.animation import is_moving, read_frames
 from samdiffsr.images.foreign import Foreign, foreign_format
 from samdiffsr.images.formats import MAX_PIXELS, load_package
 from samdiffsr.images.metadata import read_metadata, reason
@@ -41,6 +42,7 @@ _TURN = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _BYTE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
+_FIRST_ONLY = "several frames, only the first is used"
 _SRGB_GAMMA = 0.45455
 _PLANAR = 284  # TIFF's PlanarConfiguration; 1 is pixel after pixel
 _PHOTOMETRIC = 262  # TIFF's PhotometricInterpretation; 0 says that white is zero
@@ -57,6 +59,7 @@ def read_image(
     *,
     content: bytes | None = None,
     keep_16_bit: bool = False,
+    all_frames: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Picture:
     """Read the first frame of an image file, upright.
@@ -70,6 +73,7 @@ def read_image(
         content: of the file, if it is in memory already; then `path` is only its name in messages, and is not opened.
         keep_16_bit: a file with more than 8 bits a sample becomes 16 bit: PNG and TIFF of 16 bits exactly, 12 bits scaled,
             floats from [0, 1]. Without it everything becomes 8 bit, with a note.
+        all_frames: keep those of a moving GIF, WebP or APNG of 8 bits, see `Picture.animation`.
         max_pixels: width times height above which the file is refused before it is decoded.
 
     Raises:
@@ -85,6 +89,9 @@ def read_image(
         else:
             with _opened(file, max_pixels) as (image, bits):
                 picture = _decode(image, bits, keep_16_bit, file)
+                if all_frames and bits <= 8 and is_moving(image):
+                    picture = replace(picture, notes=tuple(note for note in picture.notes if note != _FIRST_ONLY))
+                    picture = read_frames(image, picture, max_pixels, file.path)
     words = tuple(f"while reading: {' '.join(warning.split()).rstrip('.')}" for warning in heard)
     return replace(picture, notes=picture.notes + tuple(dict.fromkeys(words)))
 
@@ -109,7 +116,7 @@ def image_size(
 def _decode(image: Image.Image, bits: int, keep_16_bit: bool, file: File) -> Picture:
     path, notes = file.path, []
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a phone's JPEG with a preview
-        notes.append("several frames, only the first is used")
+        notes.append(_FIRST_ONLY)
     icc = image.info.get("icc_profile") or None
     if bits > 8 and image.format == "TIFF" and image.tag_v2.get(_PLANAR) == 2:  # type: ignore[attr-defined]
         # Pillow reads some of these as noise

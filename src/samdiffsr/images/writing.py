@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from samdiffsr.errors import ImageError
 from samdiffsr.files import write_whole
+from samdiffsr.images.animation import encode_frames
 from samdiffsr.images.encoders import encode_16_bit_png, encode_jxl, encode_tiff
 from samdiffsr.images.formats import QUALITY, SIXTEEN_BIT, check_target
 from samdiffsr.images.metadata import fitting, reason, resolution_in_exif, sized
@@ -128,6 +129,10 @@ def _encoded(picture: Picture, metadata: Metadata, format_: str, quality: int | 
         notes.append(f"{_NAMED[format_]} is always RGB, so the grey colour profile is left out")
     elif picture.icc:
         options["icc_profile"] = picture.icc
+    if picture.animation is not None and format_ in ("PNG", "WEBP"):
+        return encode_frames(picture, format_, options)
+    if picture.animation is not None:
+        notes.append("this format holds no moving picture, only the first frame is kept")
     buffer = io.BytesIO()
     image.save(buffer, format=format_, **options)
     return buffer

@@ -17,6 +17,7 @@ from samdiffsr.images import (
     read_image,
     write_image,
 )
+from samdiffsr.images.animation import MOVING
 from samdiffsr.images.formats import XMP
 from samdiffsr.upscale.enlarge import check_size, enlarge, with_settings
 from samdiffsr.upscale.plan import Job, as_png
@@ -161,7 +162,8 @@ def _read(job: Job, settings: Settings, files: FileSettings, moves: "_Moves") ->
     if _leave_alone(job.target, files):
         return None
     try:
-        picture = read_image(job.source, keep_16_bit=True, max_pixels=files.max_pixels)
+        moving = os.path.splitext(job.target)[1].lower() in MOVING
+        picture = read_image(job.source, keep_16_bit=True, all_frames=moving, max_pixels=files.max_pixels)
         height, width = check_size(picture.rgb.shape[0], picture.rgb.shape[1], settings.output_size, files.max_pixels)
     except MemoryError as error:
         raise ImageError(f"Not enough memory to read '{job.source}'; use a smaller image.") from error

@@ -43,6 +43,8 @@ def enlarge(
         ImageError: a size that does not suit the picture; TooLargeError: too many pixels or too little memory.
         ConfigError: steps that the model's scheduler cannot do.
     """
+    if picture.animation is not None:
+        return _animated(pipe, picture, settings, max_pixels, on_progress)
     height, width = picture.rgb.shape[:2]
     size = check_size(height, width, settings.output_size, max_pixels)
     lr = picture.rgb if picture.alpha is None else bleed(picture.rgb, picture.alpha)
@@ -67,12 +69,40 @@ def enlarge(
         raise TooLargeError(f"Not enough {device} to upscale {width}x{height} pixels; use a smaller image.") from error
 
 
+def _animated(
+    pipe: "SamDiffSRPipeline",
+    picture: Picture,
+    settings: Settings,
+    max_pixels: int,
+    on_progress: Callable[[float], None],
+) -> Picture:
+    """Every frame by itself, with the same noise: equal frames stay equal. Nothing else ties one frame to the next."""
+    assert picture.animation is not None
+    frames = (replace(picture, animation=None), *picture.animation.later)
+    results = [
+        enlarge(
+            pipe,
+            frame,
+            settings,
+            max_pixels=max_pixels,
+            on_progress=lambda part, number=number: on_progress((number + part) / len(frames)),
+        )
+        for number, frame in enumerate(frames)
+    ]
+    notes = tuple(dict.fromkeys(note for result in results for note in result.notes))
+    return replace(results[0], notes=notes, animation=replace(picture.animation, later=tuple(results[1:])))
+
+
 def with_settings(picture: Picture, pipe: "SamDiffSRPipeline", settings: Settings) -> Picture:
     """The result with its settings in its XMP; steps and detail as the model has them where the settings leave it to it."""
     from samdiffsr import __version__
 
     said = {"scale": settings.output_size.scale, "size": settings.size, "seed": settings.seed}
-    said |= {"steps": settings.steps or pipe.config["steps"], "consistency": settings.consistency or None}
+    said |= {
+        "steps": settings.steps or pipe.config["steps"],
+        "clean": settings.clean,
+        "consistency": settings.consistency or None,
+    }
     said |= {"detail": pipe.config["detail"] if settings.detail is None else settings.detail}
     values = {
         name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items() if value is not None

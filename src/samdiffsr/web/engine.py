@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from samdiffsr.errors import ConfigError, ImageError, TooLargeError
 from samdiffsr.images import ALPHA, Metadata, Picture, check_target, encode_image, image_size, read_image
+from samdiffsr.images.animation import MOVING
 from samdiffsr.images.formats import XMP
 from samdiffsr.load import load_model
 from samdiffsr.resize import SCALE
@@ -116,7 +117,7 @@ class Engine:
         return self._seconds_per_pixel * self._pixels(width, height, wanted)
 
     def warm_up(self) -> None:
-        """Run every model once on a small picture: the first run of a process is slower, and the time left can then be estimated."""
+        """Run every model once on a small picture: a first run is slower, and the time left can then be estimated."""
         import numpy as np
 
         picture = Picture(np.zeros((48, 48, 3), np.uint8))
@@ -179,7 +180,8 @@ class Engine:
 
 def _read(name: str, content: bytes, files: FileSettings) -> Picture:
     try:
-        picture = read_image(name, content=content, keep_16_bit=True, max_pixels=files.max_pixels)
+        moving = os.path.splitext(result_name(name, "", files.extension))[1].lower() in MOVING
+        picture = read_image(name, content=content, keep_16_bit=True, all_frames=moving, max_pixels=files.max_pixels)
     except MemoryError as error:
         raise TooLargeError(f"Not enough memory to read '{name}'; use a smaller image.") from error
     return replace(picture, metadata=Metadata()) if files.strip_metadata else picture
