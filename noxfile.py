@@ -65,7 +65,7 @@ def package(session: nox.Session) -> None:
     session.run("python", "-m", "build")
     files = [str(file) for file in sorted((ROOT / "dist").iterdir())]
     session.run("python", "-m", "twine", "check", "--strict", *files)
-    session.install("--force-reinstall", next(file for file in files if file.endswith(".whl")))
+    session.install("-c", "constraints.txt", next(file for file in files if file.endswith(".whl")))
     session.run("samdiffsr", "doctor")
 
 

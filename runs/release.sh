@@ -23,7 +23,7 @@ rm -rf dist
 
 step "Install the wheel in a bare environment"
 "$PYTHON" -m venv "$WORK/bare"
-"$WORK/bare/bin/python" -m pip install --quiet dist/*.whl
+"$WORK/bare/bin/python" -m pip install --quiet -c constraints.txt dist/*.whl
 (cd "$WORK" && bare/bin/samdiffsr doctor)
 cp examples/cat.png "$WORK/"
 (cd "$WORK" && bare/bin/samdiffsr upscale cat.png -o large/)

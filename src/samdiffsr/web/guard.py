@@ -1,4 +1,4 @@
-"""Checks that every request passes: the name it asks for, the page it comes from, its token; and the headers of every answer."""
+"""Checks that every request passes: the name it asks for, its page, its token; and the headers of every answer."""
 
 import secrets
 from urllib.parse import urlsplit
