@@ -94,7 +94,7 @@ def test_x_0_is_clipped_wherever_it_can_be(name):
     assert result[0].abs().max() < 1.5  # without: 1 / sqrt(abar_T) = 2000, for those that start there
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [name for name in REFUSED if hasattr(diffusers, name)])  # older ones have fewer
 def test_what_draws_rubbish_in_silence_is_refused_in_a_sentence(tiny_pipe, name):
     tiny_pipe.scheduler = getattr(diffusers, name).from_config(tiny_pipe.scheduler.config)
     with pytest.raises(
