@@ -33,7 +33,9 @@ def _ratios() -> np.ndarray:
 
 
 def niqe(image: np.ndarray) -> float:
-    """The distance of a picture's patches from those of photographs: about 2 to 4 for a good one, lower is better.
+    """The distance of a picture's patches from those of photographs; lower is better.
+
+    Photographs of 2 megapixels have about 3 (measured). Pictures of few patches have more: 5.6 for Set5's originals.
 
     Args:
         image: uint8 (H, W, 3) sRGB, at least two patches of 96x96 pixels in size.
