@@ -207,20 +207,18 @@ def _print_json(report: "Report", jobs: "list[Job]", model: str, seed: int) -> N
         warnings.setdefault(source, []).append(note)
     states = dict.fromkeys(errors, "failed")
     states |= {job.source: "skipped" for job in report.skipped} | {job.source: "done" for job in report.done}
-    targets = {
-        job.source: job.target for job in [*report.skipped, *report.done]
-    }  # a transparent image may be a PNG now
+    targets = {job.source: job.target for job in [*report.skipped, *report.done]}  # a transparent image may be a PNG now
     for source in (job.source for job in jobs):
         state, target = states.get(source, "waiting"), targets.get(source)
-        here = state == "done" and target is not None and not is_uri(target)
-        width, height = image_size(target, max_pixels=2**62) if here else (None, None)
+        written = target if state == "done" and target is not None and not is_uri(target) else None
+        width, height = image_size(written, max_pixels=2**62) if written else (None, None)
         found = {
             "source": source,
             "state": state,
             "target": target,
             "width": width,
             "height": height,
-            "bytes": os.path.getsize(target) if here else None,
+            "bytes": os.path.getsize(written) if written else None,
             "model": model,
             "seed": seed,
             "warnings": warnings.get(source, []),
