@@ -207,7 +207,9 @@ def _print_json(report: "Report", jobs: "list[Job]", model: str, seed: int) -> N
         warnings.setdefault(source, []).append(note)
     states = dict.fromkeys(errors, "failed")
     states |= {job.source: "skipped" for job in report.skipped} | {job.source: "done" for job in report.done}
-    targets = {job.source: job.target for job in [*report.skipped, *report.done]}  # a transparent image may be a PNG now
+    targets = {
+        job.source: job.target for job in [*report.skipped, *report.done]
+    }  # a transparent image may be a PNG now
     for source in (job.source for job in jobs):
         state, target = states.get(source, "waiting"), targets.get(source)
         written = target if state == "done" and target is not None and not is_uri(target) else None
