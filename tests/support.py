@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from samdiffsr.data.prepare import prepare_folder
 from samdiffsr.evaluation.downloads import PUBLISHED, Published
 from samdiffsr.training.config import load_config
+from samdiffsr.upscale.batch import Report, upscale_files
+from samdiffsr.upscale.plan import plan
 from samdiffsr.upscale.settings import FileSettings, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,13 @@ def settings_of(options: dict[str, Any]) -> tuple[Settings, FileSettings]:
     own = {field.name for field in fields(FileSettings)}
     picture = {name: value for name, value in options.items() if name not in own}
     return Settings(**picture), FileSettings(**{name: value for name, value in options.items() if name in own})
+
+
+def upscale_with(pipe: Any, inputs: list[Path], output: Path, *, tree: bool = False, **options: Any) -> Report:
+    """Upscale with fields of `Settings` and `FileSettings`, or callbacks, by name."""
+    more = {name: options.pop(name) for name in ("on_progress", "report") if name in options}
+    settings, files = settings_of(options)
+    return upscale_files(lambda: pipe, plan(inputs, output, recursive=tree), settings, files, **more)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

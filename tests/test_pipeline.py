@@ -18,8 +18,6 @@ from PIL import Image
 
 from samdiffsr import (
     ConditionalUNet,
-    LightDenoiser,
-    LightEncoder,
     NoiseSchedule,
     RRDBEncoder,
     SamDiffSRError,
@@ -313,25 +311,6 @@ def test_bad_options_are_named(tiny_pipe, options, told):
     assert told in str(caught.value)
 
 
-def test_light_pair_in_the_budget():
-    """Under 12 MB in float16, and nothing but convolutions with a finite receptive field."""
-    with torch.device("meta"):
-        networks = (LightEncoder(), LightDenoiser())
-    assert sum(p.numel() * 2 for network in networks for p in network.parameters()) < 12e6
-
-
-def test_light_encoder_computes_the_estimate_only_when_asked():
-    encoder = LightEncoder(width=8, blocks=2).eval()
-    lr = torch.rand(2, 3, 5, 4) * 2 - 1
-    features, image = encoder.encode(lr)
-    assert features.shape == (2, 8, 5, 4)
-    assert image is None
-    again, image = encoder.encode(lr, with_image=True)
-    assert torch.equal(features, again)
-    assert torch.equal(image, encoder(lr))
-    assert image.shape == (2, 3, 20, 16)
-
-
 def test_what_can_be_computed_once_is(paper_pipe, tiny_pipe):
     """The condition once an image, no half of a network whose result nobody reads, and no graph."""
     calls = []
@@ -345,46 +324,6 @@ def test_what_can_be_computed_once_is(paper_pipe, tiny_pipe):
         never.register_forward_hook(lambda *_: calls.append("wasted"))
         pipe(picture(6, 5), num_inference_steps=3)
         assert calls == [True]
-
-
-@pytest.mark.parametrize(
-    "denoiser",
-    [
-        ConditionalUNet(dim=4, multipliers=(1, 2), feature_channels=4),
-        LightDenoiser(width=8, blocks=2, feature_channels=4),
-    ],
-)
-def test_a_condition_stands_for_its_features(denoiser):
-    x, t, features = torch.randn(1, 3, 8, 8), torch.tensor([5]), torch.randn(1, 4, 2, 2)
-    with torch.no_grad():
-        given = denoiser(x, t, None, denoiser.condition(features))
-        assert torch.equal(given, denoiser(x, t, features))
-        assert not torch.allclose(given, denoiser(x, t, None, denoiser.condition(features + 1)))
-
-
-def test_film_is_the_same_for_one_image_and_for_many():
-    """One image folds it into the weights; a batch, whose times differ, cannot."""
-    denoiser = LightDenoiser(width=8, blocks=2, feature_channels=4).eval()
-    for block in denoiser.trunk:
-        for parameter in (block.film.weight, block.film.bias, block.conv2.weight):
-            torch.nn.init.normal_(parameter, std=0.3)
-    x, t, features = torch.randn(2, 3, 8, 8), torch.tensor([5, 60]), torch.randn(2, 4, 2, 2)
-    together = denoiser(x, t, features)
-    alone = torch.cat([denoiser(x[i : i + 1], t[i : i + 1], features[i : i + 1]) for i in (0, 1)])
-    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
-    for result in (alone, together):  # in training too
-        result.square().mean().backward()
-    assert all(parameter.grad is not None for parameter in denoiser.parameters())
-
-
-def test_light_denoiser_reads_time_state_and_features():
-    denoiser = LightDenoiser(width=8, blocks=1, feature_channels=4).eval()
-    torch.nn.init.normal_(denoiser.trunk[0].film.weight)  # starts at zero: time is learnt
-    x, t, features = torch.randn(1, 3, 8, 8), torch.tensor([5]), torch.randn(1, 4, 2, 2)
-    out = denoiser(x, t, features)
-    assert out.shape == x.shape
-    for changed in (denoiser(x + 1, t, features), denoiser(x, t + 50, features), denoiser(x, t, features + 1)):
-        assert not torch.allclose(out, changed, atol=1e-4)
 
 
 def test_detail_scales_what_is_added_to_the_base(tiny_pipe, tmp_path):

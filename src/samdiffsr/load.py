@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samdiffsr.errors import CheckpointError, ConfigError
-from samdiffsr.hub import fetch, is_hub_name
+from samdiffsr.models.hub import fetch, is_hub_name
 
 if TYPE_CHECKING:
     import torch

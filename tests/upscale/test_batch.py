@@ -16,18 +16,16 @@ import torch
 from PIL import Image
 
 import samdiffsr
-from samdiffsr.errors import CheckpointError, ConfigError
+from samdiffsr.errors import ConfigError
 from samdiffsr.files import is_temporary
 from samdiffsr.images import Metadata, Picture, read_image, write_image
-from samdiffsr.load import find_device, load_model
+from samdiffsr.load import load_model
 from samdiffsr.resize import imresize
 from samdiffsr.upscale.batch import Progress, Report, upscale_files
 from samdiffsr.upscale.enlarge import enlarge
 from samdiffsr.upscale.plan import Job, plan
 from samdiffsr.upscale.settings import Settings
-from support import GOLDEN, noise_image, settings_of
-
-CHECKPOINT = GOLDEN / "released_small.ckpt"
+from support import noise_image, upscale_with
 
 
 def names(folder: Path) -> list[str]:
@@ -37,17 +35,10 @@ def names(folder: Path) -> list[str]:
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
-def run(pipe: Any, inputs: list[Path], output: Path, *, tree: bool = False, **options: Any) -> Report:
-    """Upscale with fields of `Settings` and `FileSettings`, or callbacks, by name."""
-    more = {name: options.pop(name) for name in ("on_progress", "report") if name in options}
-    settings, files = settings_of(options)
-    return upscale_files(lambda: pipe, plan(inputs, output, recursive=tree), settings, files, **more)
-
-
 @pytest.mark.parametrize("size", [(6, 5), (1, 1), (1, 9)])
 def test_four_times_larger_and_as_enlarge_makes_it(tiny_pipe: Any, tmp_path: Path, size: tuple[int, int]) -> None:
     source = noise_image(tmp_path / "a.png", size=size)
-    report = run(tiny_pipe, [source], tmp_path / "o", seed=5, steps=3)
+    report = upscale_with(tiny_pipe, [source], tmp_path / "o", seed=5, steps=3)
     assert report == Report(done=[Job(str(source), str(tmp_path / "o" / "a_x4.png"))])
     assert names(tmp_path / "o") == ["a_x4.png"]
     out = read_image(tmp_path / "o" / "a_x4.png").rgb
@@ -58,9 +49,9 @@ def test_four_times_larger_and_as_enlarge_makes_it(tiny_pipe: Any, tmp_path: Pat
 def test_result_depends_on_the_seed_alone_not_on_the_batch(tiny_pipe: Any, tmp_path: Path) -> None:
     for name in "abc":
         noise_image(tmp_path / "in" / f"{name}.png")
-    run(tiny_pipe, [tmp_path / "in"], tmp_path / "all", seed=1)
-    run(tiny_pipe, [tmp_path / "in" / "c.png"], tmp_path / "one", seed=1)
-    run(tiny_pipe, [tmp_path / "in" / "c.png"], tmp_path / "other", seed=2)
+    upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "all", seed=1)
+    upscale_with(tiny_pipe, [tmp_path / "in" / "c.png"], tmp_path / "one", seed=1)
+    upscale_with(tiny_pipe, [tmp_path / "in" / "c.png"], tmp_path / "other", seed=2)
     every, one, other = [(tmp_path / k / "c_x4.png").read_bytes() for k in ("all", "one", "other")]
     assert every == one != other
 
@@ -68,7 +59,7 @@ def test_result_depends_on_the_seed_alone_not_on_the_batch(tiny_pipe: Any, tmp_p
 def test_alpha_is_resized_and_kept_even_if_opaque(tiny_pipe: Any, tmp_path: Path) -> None:
     source = noise_image(tmp_path / "in" / "a.png", "RGBA")
     write_image(Picture(read_image(source).rgb, np.full((5, 6), 255, np.uint8)), tmp_path / "in" / "b.webp")
-    run(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
+    upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
     alpha = read_image(source).alpha
     assert alpha is not None
     np.testing.assert_array_equal(read_image(tmp_path / "o" / "a_x4.png").alpha, imresize(alpha, scale=4))
@@ -81,7 +72,7 @@ def test_alpha_is_resized_and_kept_even_if_opaque(tiny_pipe: Any, tmp_path: Path
 @pytest.mark.parametrize("mode", ["L", "LA"])
 def test_grey_stays_grey_with_its_profile(tiny_pipe: Any, tmp_path: Path, mode: str) -> None:
     source = noise_image(tmp_path / "a.png", mode, icc_profile=b"x" * 200)
-    run(tiny_pipe, [source], tmp_path / "o", seed=0)
+    upscale_with(tiny_pipe, [source], tmp_path / "o", seed=0)
     with Image.open(tmp_path / "o" / "a_x4.png") as image:
         assert image.mode == mode and image.info["icc_profile"] == b"x" * 200
 
@@ -90,31 +81,11 @@ def test_metadata_is_kept_or_stripped_but_never_the_profile(tiny_pipe: Any, tmp_
     exif = Image.Exif()
     exif[0x010F] = "Camera"
     source = noise_image(tmp_path / "a.png", exif=exif, dpi=(300, 300), icc_profile=b"x" * 200)
-    run(tiny_pipe, [source], tmp_path / "kept")
-    run(tiny_pipe, [source], tmp_path / "bare", strip_metadata=True)
+    upscale_with(tiny_pipe, [source], tmp_path / "kept")
+    upscale_with(tiny_pipe, [source], tmp_path / "bare", strip_metadata=True)
     kept, bare = (read_image(tmp_path / folder / "a_x4.png") for folder in ("kept", "bare"))
     assert kept.metadata.exif and b"Camera" in kept.metadata.exif and round(kept.metadata.dpi[0]) == 300
     assert bare.metadata == Metadata() and kept.icc == bare.icc == b"x" * 200
-
-
-@pytest.mark.parametrize("depth", [8, 16])
-def test_uncertainty_is_where_three_seeds_disagree(tiny_pipe: Any, tmp_path: Path, depth: int) -> None:
-    rgb = np.random.default_rng(0).integers(60, 190, (6, 5, 3)).astype(np.uint8)
-    picture = Picture(rgb if depth == 8 else rgb.astype(np.uint16) * 257)
-    write_image(picture, tmp_path / "a.png")
-    run(tiny_pipe, [tmp_path / "a.png"], tmp_path / "plain", seed=4)
-    parts: list[float] = []
-    seen = lambda now: parts.append(now.part)  # noqa: E731
-    assert run(tiny_pipe, [tmp_path / "a.png"], tmp_path / "o", seed=4, uncertainty=True, on_progress=seen).failed == []
-    assert parts == sorted(parts) and parts[-1] == 1
-    assert (tmp_path / "o" / "a_x4.png").read_bytes() == (tmp_path / "plain" / "a_x4.png").read_bytes()
-    results = np.stack([enlarge(tiny_pipe, picture, Settings(seed=seed)).rgb for seed in (4, 5, 6)]).astype(float)
-    deviation = np.sqrt(results.var(axis=0, ddof=1).mean(axis=2)) / (1 if depth == 8 else 257)
-    shown = read_image(tmp_path / "o" / "a_x4_uncertainty.png")
-    assert shown.grey and np.abs(shown.rgb[..., 0] - np.minimum(deviation * 8, 255)).max() <= 0.51
-    assert deviation.max() > 0.5
-    again = run(tiny_pipe, [tmp_path / "a.png"], tmp_path / "o", uncertainty=True)
-    assert len(again.failed) == 1 and "exists already" in again.failed[0][1]
 
 
 def test_the_settings_stand_in_the_xmp_and_replace_those_of_an_earlier_run(tiny_pipe: Any, tmp_path: Path) -> None:
@@ -125,8 +96,8 @@ def test_the_settings_stand_in_the_xmp_and_replace_those_of_an_earlier_run(tiny_
     mine += b"</rdf:RDF></x:xmpmeta>"
     rgb = np.random.default_rng(0).integers(60, 190, (6, 5, 3), dtype=np.uint8)
     write_image(Picture(rgb, metadata=Metadata(xmp=mine)), tmp_path / "a.png")
-    run(tiny_pipe, [tmp_path / "a.png"], tmp_path / "one", seed=7, scale=2)
-    run(tiny_pipe, [tmp_path / "one" / "a_x4.png"], tmp_path / "two", detail=0.25, scale=2)
+    upscale_with(tiny_pipe, [tmp_path / "a.png"], tmp_path / "one", seed=7, scale=2)
+    upscale_with(tiny_pipe, [tmp_path / "one" / "a_x4.png"], tmp_path / "two", detail=0.25, scale=2)
     for file, said in (
         (tmp_path / "one" / "a_x4.png", {"scale": "2", "seed": "7", "steps": "2", "detail": "1"}),
         (tmp_path / "two" / "a_x4_x4.png", {"scale": "2", "seed": "0", "steps": "2", "detail": "0.25"}),
@@ -139,14 +110,14 @@ def test_the_settings_stand_in_the_xmp_and_replace_those_of_an_earlier_run(tiny_
         own = {name.partition("}")[2]: value for name, value in attributes if name.startswith("{urn:samdiffsr:")}
         assert own == said
     noise_image(tmp_path / "b.bmp")
-    assert run(tiny_pipe, [tmp_path / "b.bmp"], tmp_path / "one").notes == []  # a BMP has no place for it
+    assert upscale_with(tiny_pipe, [tmp_path / "b.bmp"], tmp_path / "one").notes == []  # a BMP has no place for it
 
 
 def test_16_bit_in_16_bit_out(tiny_pipe: Any, tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(20_000, 21_000, (4, 5, 3)).astype(np.uint16)
     (tmp_path / "in").mkdir()
     write_image(Picture(rgb), tmp_path / "in" / "a.png")
-    report = run(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
+    report = upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
     out = read_image(tmp_path / "o" / "a_x4.png", keep_16_bit=True)
     assert report.notes == [] and out.depth == 16 and len(np.unique(out.rgb % 257)) > 100
     report = upscale_files(lambda: tiny_pipe, plan([tmp_path / "in"], tmp_path / "o", format="jpg"))
@@ -156,7 +127,7 @@ def test_16_bit_in_16_bit_out(tiny_pipe: Any, tmp_path: Path) -> None:
 def test_notes_reach_the_report(tiny_pipe: Any, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime")]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
-    report = run(tiny_pipe, [tmp_path / "a.tif"], tmp_path / "o")
+    report = upscale_with(tiny_pipe, [tmp_path / "a.tif"], tmp_path / "o")
     assert report.notes == [(str(tmp_path / "a.tif"), "several frames, only the first is used")]
     assert names(tmp_path / "o") == ["a_x4.tif"]
 
@@ -174,7 +145,7 @@ def test_bad_files_do_not_end_the_batch(tiny_pipe: Any, tmp_path: Path) -> None:
     (folder / "d_cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "e_lost.png").symlink_to("nowhere")
     noise_image(folder / "f_large.png", size=(50, 50))
-    report = run(tiny_pipe, [folder, tmp_path / "g_missing.png"], tmp_path / "o", max_pixels=2000)
+    report = upscale_with(tiny_pipe, [folder, tmp_path / "g_missing.png"], tmp_path / "o", max_pixels=2000)
     assert names(tmp_path / "o") == ["a_x4.png", "z_x4.jpg"]
     assert [Path(job.source).name for job in report.done] == ["a.png", "z.jpg"]
     words = {Path(source).name: message for source, message in report.failed}
@@ -196,19 +167,19 @@ def test_existing_targets(tiny_pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     old = tmp_path / "o" / "a_x4.png"
     old.write_bytes(b"precious")
-    report = run(tiny_pipe, [a, b], tmp_path / "o")
+    report = upscale_with(tiny_pipe, [a, b], tmp_path / "o")
     ((source, message),) = report.failed
     assert source == str(a) and "--overwrite" in message and "--skip-existing" in message and str(old) in message
     assert old.read_bytes() == b"precious" and [job.source for job in report.done] == [str(b)]
 
-    report = run(tiny_pipe, [a, b], tmp_path / "o", skip_existing=True)
+    report = upscale_with(tiny_pipe, [a, b], tmp_path / "o", skip_existing=True)
     assert [job.source for job in report.skipped] == [str(a), str(b)] and not report.done and not report.failed
     assert old.read_bytes() == b"precious"
 
-    report = run(tiny_pipe, [a, b], tmp_path / "o", overwrite=True)
+    report = upscale_with(tiny_pipe, [a, b], tmp_path / "o", overwrite=True)
     assert len(report.done) == 2 and read_image(old).rgb.shape == (20, 24, 3)
     with pytest.raises(ConfigError, match="overwrite and skip_existing contradict"):
-        run(tiny_pipe, [a], tmp_path / "o", overwrite=True, skip_existing=True)
+        upscale_with(tiny_pipe, [a], tmp_path / "o", overwrite=True, skip_existing=True)
 
 
 def test_target_that_appears_meanwhile_is_not_overwritten(tiny_pipe: Any, tmp_path: Path) -> None:
@@ -218,17 +189,17 @@ def test_target_that_appears_meanwhile_is_not_overwritten(tiny_pipe: Any, tmp_pa
         if now.part > 0 and not target.exists():
             target.write_bytes(b"precious")
 
-    report = run(tiny_pipe, [source], tmp_path / "o", on_progress=appear)
+    report = upscale_with(tiny_pipe, [source], tmp_path / "o", on_progress=appear)
     assert "exists already" in report.failed[0][1] and target.read_bytes() == b"precious"
     target.unlink()
-    report = run(tiny_pipe, [source], tmp_path / "o", on_progress=appear, skip_existing=True)
+    report = upscale_with(tiny_pipe, [source], tmp_path / "o", on_progress=appear, skip_existing=True)
     assert len(report.skipped) == 1 and not report.failed and target.read_bytes() == b"precious"
 
 
 def test_target_is_a_folder(tiny_pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "o" / "a_x4.png").mkdir(parents=True)
     for switch in ("overwrite", "skip_existing"):
-        report = run(tiny_pipe, [noise_image(tmp_path / "a.png")], tmp_path / "o", **{switch: True})
+        report = upscale_with(tiny_pipe, [noise_image(tmp_path / "a.png")], tmp_path / "o", **{switch: True})
         assert "is a folder" in report.failed[0][1] and not report.skipped
 
 
@@ -259,19 +230,19 @@ def test_nothing_is_made_or_loaded_when_nothing_can_be_done(tmp_path: Path) -> N
 def test_transparent_pictures_become_png(tiny_pipe: Any, tmp_path: Path) -> None:
     noise_image(tmp_path / "in" / "misnamed.jpg", "RGBA", format="PNG")
     noise_image(tmp_path / "in" / "misnamed2.jpg", "RGB", format="PNG")
-    report = run(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
+    report = upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
     assert names(tmp_path / "o") == ["misnamed2_x4.jpg", "misnamed_x4.png"] and not report.failed
     assert [Path(job.target).name for job in report.done] == ["misnamed_x4.png", "misnamed2_x4.jpg"]
-    assert len(run(tiny_pipe, [tmp_path / "in"], tmp_path / "o", skip_existing=True).skipped) == 2
+    assert len(upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o", skip_existing=True).skipped) == 2
 
 
 def test_a_picture_that_becomes_png_takes_no_other_ones_place(tiny_pipe: Any, tmp_path: Path) -> None:
     noise_image(tmp_path / "in" / "a.jpg", "RGBA", format="PNG")
     noise_image(tmp_path / "in" / "a.jpeg", "RGBA", format="PNG")
-    report = run(tiny_pipe, [tmp_path / "in"], tmp_path / "o", overwrite=True)
+    report = upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o", overwrite=True)
     assert len(report.done) == 1 and "would both become" in report.failed[0][1]
     noise_image(tmp_path / "in" / "a.png")
-    report = run(tiny_pipe, [tmp_path / "in"], tmp_path / "o", overwrite=True)
+    report = upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o", overwrite=True)
     assert [Path(job.source).name for job in report.done] == ["a.png"] and len(report.failed) == 2
 
 
@@ -280,7 +251,7 @@ def test_disk_full(tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    report = run(tiny_pipe, [noise_image(tmp_path / "a.png")], tmp_path / "o")
+    report = upscale_with(tiny_pipe, [noise_image(tmp_path / "a.png")], tmp_path / "o")
     assert "No space left on device" in report.failed[0][1] and names(tmp_path / "o") == []
 
 
@@ -298,7 +269,7 @@ def test_out_of_memory_fails_one_image(
         return forward(x_t, *rest)
 
     monkeypatch.setattr(tiny_pipe.denoiser, "forward", greedy)
-    report = run(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
+    report = upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
     assert names(tmp_path / "o") == ["b_x4.png"]
     ((source, message),) = report.failed
     assert Path(source).name == "a.png" and "Not enough memory" in message and "9x8" in message
@@ -308,7 +279,7 @@ def test_smaller_tiles_after_lack_of_memory_are_told(
     tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = noise_image(tmp_path / "a.png", size=(96, 40))
-    run(tiny_pipe, [source], tmp_path / "whole", tile=0)
+    upscale_with(tiny_pipe, [source], tmp_path / "whole", tile=0)
     forward = tiny_pipe.denoiser.forward
 
     def greedy(x_t: torch.Tensor, *rest: Any) -> Any:
@@ -317,7 +288,7 @@ def test_smaller_tiles_after_lack_of_memory_are_told(
         return forward(x_t, *rest)
 
     monkeypatch.setattr(tiny_pipe.denoiser, "forward", greedy)
-    report = run(tiny_pipe, [source], tmp_path / "o")
+    report = upscale_with(tiny_pipe, [source], tmp_path / "o")
     ((_, note),) = report.notes
     assert "memory ran out" in note and not note.endswith(".")
     whole, tiled = (read_image(tmp_path / folder / "a_x4.png").rgb.astype(int) for folder in ("whole", "o"))
@@ -330,13 +301,13 @@ def test_a_bug_is_not_taken_for_a_bad_image(tiny_pipe: Any, tmp_path: Path, monk
 
     monkeypatch.setattr(tiny_pipe.denoiser, "forward", broken)
     with pytest.raises(RuntimeError, match="must match"):
-        run(tiny_pipe, [noise_image(tmp_path / "a.png")], tmp_path / "o")
+        upscale_with(tiny_pipe, [noise_image(tmp_path / "a.png")], tmp_path / "o")
 
 
 @pytest.mark.parametrize("steps", [0, -1, 10_000])
 def test_impossible_steps_end_the_batch(tiny_pipe: Any, tmp_path: Path, steps: int) -> None:
     with pytest.raises(ConfigError, match=str(steps)):
-        run(tiny_pipe, [noise_image(tmp_path / "a.png")], tmp_path / "o", steps=steps)
+        upscale_with(tiny_pipe, [noise_image(tmp_path / "a.png")], tmp_path / "o", steps=steps)
 
 
 def test_ctrl_c_leaves_whole_files_only(tiny_pipe: Any, tmp_path: Path) -> None:
@@ -349,7 +320,7 @@ def test_ctrl_c_leaves_whole_files_only(tiny_pipe: Any, tmp_path: Path) -> None:
 
     report = Report()
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_pipe, [tmp_path / "in"], tmp_path / "o", on_progress=interrupt, report=report)
+        upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o", on_progress=interrupt, report=report)
     assert names(tmp_path / "o") == ["a_x4.png"] and len(report.done) == 1
 
 
@@ -375,11 +346,11 @@ def test_killed_and_begun_again(tiny_pipe_dir: Path, tmp_path: Path) -> None:
         file.touch()
     os.utime(old, (0, 0))
     pipe = load_model(tiny_pipe_dir, "cpu")
-    report = run(pipe, [tmp_path / "in"], tmp_path / "o", tree=True, skip_existing=True)
+    report = upscale_with(pipe, [tmp_path / "in"], tmp_path / "o", tree=True, skip_existing=True)
     assert len(report.done) + len(report.skipped) == 3 and report.done and report.skipped
     assert not old.exists() and fresh.exists()  # the fresh one may be of a process that is still at work
     fresh.unlink()
-    run(pipe, [tmp_path / "in"], tmp_path / "p", tree=True)
+    upscale_with(pipe, [tmp_path / "in"], tmp_path / "p", tree=True)
     ours, theirs = (
         {str(f.relative_to(r)): f.read_bytes() for f in r.rglob("*.*") if not is_temporary(f.name)}
         for r in (tmp_path / "o", tmp_path / "p")
@@ -391,7 +362,7 @@ def test_progress_counts_images_and_output_pixels(tiny_pipe: Any, tmp_path: Path
     a, b = noise_image(tmp_path / "a.png", size=(2, 3)), noise_image(tmp_path / "b.png", size=(6, 3))
     (tmp_path / "bad.png").touch()
     seen: list[Progress] = []
-    run(tiny_pipe, [a, tmp_path / "bad.png", b], tmp_path / "o", steps=2, on_progress=seen.append)
+    upscale_with(tiny_pipe, [a, tmp_path / "bad.png", b], tmp_path / "o", steps=2, on_progress=seen.append)
     assert [(now.number, now.part) for now in seen] == [
         *[(1, part) for part in (0, 0.5, 1, 1)],
         *[(2, part) for part in (0, 1)],
@@ -408,49 +379,13 @@ def test_the_report_keeps_the_order_of_the_jobs(tiny_pipe: Any, tmp_path: Path) 
         noise_image(tmp_path / "in" / f"{name}.png")
         if name in "be":
             (tmp_path / "in" / f"{name}.png").write_text("no image")
-    report = run(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
+    report = upscale_with(tiny_pipe, [tmp_path / "in"], tmp_path / "o")
     assert [Path(job.source).stem for job in report.done] == list("acf")
     assert [Path(source).stem[0] for source, _ in report.failed] == list("bde")
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
-
-
 def test_model_from_a_folder(tiny_pipe: Any, tiny_pipe_dir: Path, tmp_path: Path) -> None:
     source = noise_image(tmp_path / "a.png")
-    run(load_model(str(tiny_pipe_dir), "cpu"), [source], tmp_path / "o")
-    run(tiny_pipe, [source], tmp_path / "p")
+    upscale_with(load_model(str(tiny_pipe_dir), "cpu"), [source], tmp_path / "o")
+    upscale_with(tiny_pipe, [source], tmp_path / "p")
     assert (tmp_path / "o" / "a_x4.png").read_bytes() == (tmp_path / "p" / "a_x4.png").read_bytes()
-
-
-def test_model_from_a_released_checkpoint() -> None:
-    pipe = load_model(CHECKPOINT, "auto")
-    assert type(pipe.denoiser).__name__ == "ConditionalUNet"
-
-
-@pytest.mark.parametrize("kind", ["missing", "empty folder", "other file", "damaged.ckpt"])
-def test_models_that_are_none(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / kind
-    if kind == "empty folder":
-        path.mkdir()
-    elif kind != "missing":
-        path.write_bytes(b"something")
-    with pytest.raises(CheckpointError) as caught:
-        load_model(str(path), "cpu")
-    message = str(caught.value)
-    assert str(path) in message
-    if "ckpt" not in kind:
-        assert all(part in message for part in ("'default'", "model_index.json", ".ckpt"))
-        assert message.endswith("does not exist." if kind == "missing" else "is none of these.")
-
-
-@pytest.mark.parametrize("device", ["tpu", "cpu:x", "meta", "", "cuda:99"])
-def test_device_that_is_not_there(device: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'{device}' is not available here; use 'auto' or .*cpu\."):
-        find_device(device)
-
-
-def test_devices_that_are() -> None:
-    assert find_device("cpu") == torch.device("cpu")
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert find_device("auto").type == best

@@ -67,5 +67,5 @@ def fetch(name: str) -> Path:
 
 
 def _transport_errors() -> list[type[Exception]]:
-    """What a broken connection raises: huggingface-hub 2 uses httpx2, version 1 httpx."""
+    """The errors of a broken connection: huggingface-hub 2 uses httpx2, version 1 httpx."""
     return [import_module(name).HTTPError for name in ("httpx2", "httpx") if util.find_spec(name)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from samdiffsr.hub import is_hub_name
+from samdiffsr.models.hub import is_hub_name
 
 COMMITS = {"main": "1" * 40, "v2": "2" * 40, "broken": "3" * 40}
 
@@ -91,7 +91,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[ThreadingHTTPServer, list[str]]]:
 def fetch(port: int, name: str, tmp_path: Path) -> str:
     """The folder or the sentence, from a process of its own, because the Hub's library reads its address when imported."""
     code = (
-        "import sys\nfrom samdiffsr.errors import SamDiffSRError\nfrom samdiffsr.hub import fetch\n"
+        "import sys\nfrom samdiffsr.errors import SamDiffSRError\nfrom samdiffsr.models.hub import fetch\n"
         "try:\n    print(fetch(sys.argv[1]))\nexcept SamDiffSRError as error:\n    print('Error:', error)"
     )
     here = {
