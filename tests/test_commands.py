@@ -26,7 +26,7 @@ RUN = (
     "samdiffsr upscale photo.jpg -o large/",
     "samdiffsr upscale -i holiday -r -o large/ --skip-existing",
     "samdiffsr upscale -i photo.jpg -o big.png -s 2.5 --detail 1",
-    "samdiffsr upscale -i noisy.heic -o clean/ -s 1",
+    "samdiffsr upscale -i photo.jpg -o same/ -s 1",
     "samdiffsr upscale -i photo.png -o large/ -m run/model",
     "samdiffsr doctor",
     "samdiffsr masks -i photos -o masks --preview",

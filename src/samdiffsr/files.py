@@ -1,4 +1,6 @@
-"""Files and folders that appear completely or not at all. Nothing else in this package writes or removes unfinished ones.
+"""Files and folders that appear completely or not at all.
+
+Nothing else here writes or removes unfinished ones, but for results at a URI, downloads by torch.hub, and export/run_onnx.py.
 
 Each is written under a temporary name beside its place, brought to the disk, and renamed. If the work fails, nothing is
 left; if the process is killed, the temporary name is left, and a later `sweep` of the folder removes it.

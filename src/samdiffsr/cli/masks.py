@@ -58,7 +58,7 @@ def masks(
     """Find the regions of every photograph.
 
     Writes <stem>.json in the form of segment-anything, and keeps masks that are there already. --set changes the segmenter's
-    settings, such as points_per_side=64 of sam or scale=100 of felzenszwalb; docs/masks.md has all of them.
+    settings, such as points_per_side=64 of sam or scale=100 of felzenszwalb; a wrong key is answered with those there are.
     """
     from samdiffsr.masks.folder import make_masks, mask_folder
 

@@ -70,7 +70,7 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="Work on a Ray cluster instead of here: auto (this machine's), local, or an address such as ray://head:10001.",
+        help="Work on a Ray cluster instead of here: auto (the one of this machine), local (started here), or an address (ray://head:10001).",
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where the networks run: auto, cpu, cuda, cuda:1, mps, ...")]

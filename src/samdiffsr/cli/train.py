@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 Config = Annotated[
     str,
     typer.Argument(
-        metavar="CONFIG", help="tiny, light-cpu, light, paper, released, a YAML file, or weights of a former run."
+        metavar="CONFIG",
+        help="tiny, light-cpu, light, paper, released, a YAML file, or the .safetensors of an earlier run.",
     ),
 ]
 Stage = Annotated[
@@ -46,7 +47,8 @@ def train(
 ) -> None:
     """Train on a prepared folder.
 
-    --set photos=FOLDER is what `samdiffsr prepare` wrote; the finished model is in FOLDER/model of --set output=FOLDER.
+    --set photos=DATA names the folder that `samdiffsr prepare` wrote, --set output=RUN the folder to write: the model
+    is RUN/model.
     Several processes: torchrun --nproc-per-node=8 -m samdiffsr train ... (docs/training.md).
     """
     deadline = math.inf if stop_after is None else time.monotonic() + 60 * stop_after

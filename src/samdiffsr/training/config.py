@@ -12,6 +12,7 @@ from samdiffsr.data.dataset import Degrade
 from samdiffsr.diffusion.process import ModulatedProcess, Shift, Target
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import ConfigError
+from samdiffsr.sampling.ranges import DETAIL
 from samdiffsr.structure import Encoding, MeanOver, Overlap
 
 METADATA = "samdiffsr_config"  # the key under which weights carry the configuration that made them
@@ -158,7 +159,9 @@ class DiffusionConfig(StageConfig):
         "ddpm", description="stored with the model"
     )
     steps: int = Field(100, ge=1, description="default number of sampling steps, stored with the model")
-    detail: float = Field(1.0, ge=0, le=2, description="default share of the sampled residual, stored with the model")
+    detail: float = Field(
+        1.0, ge=DETAIL.least, le=DETAIL.most, description="default share of the sampled residual, stored with the model"
+    )
     encoder: Path | None = Field(
         None, description="folder of a trained encoder; default: the one of this run's stage 1"
     )

@@ -61,9 +61,7 @@ class Settings:
         ConfigError: a value out of its range, both a scale and a size, or consistency at scale 1 or with a level to clean.
     """
 
-    scale: float | None = _setting(
-        None, "Factor from 1 to 16; 1 restores a picture at its own size.", metavar="F", short="-s", unset="4"
-    )
+    scale: float | None = _setting(None, "Factor from 1 to 16; 1 keeps the size.", metavar="F", short="-s", unset="4")
     size: str | None = _setting(
         None, "Size instead of a factor; 1920x or x1080 keeps the aspect, 1920x1080 must have it.", metavar="WxH"
     )
@@ -77,7 +75,7 @@ class Settings:
     )
     detail: float | None = _setting(
         None,
-        "0: smooth and truest on average, 1: all that was sampled, at most 2.",
+        "How much of the sampled detail is added, from 0 (none: smooth, truest on average) over 1 (all) to 2.",
         metavar="F",
         range=DETAIL,
         unset="as the model was saved",
@@ -91,7 +89,7 @@ class Settings:
     )
     clean: float | None = _setting(
         None,
-        "0: believe every pixel, 1: an old scan; noise, blur and JPEG blocks that are so strong are removed.",
+        "How degraded the input is, from 0 (not at all) to 1 (an old scan); only a model trained for it can clean.",
         metavar="F|auto",
         range=CLEAN,
         unset="auto, estimated from the picture where the model can",
