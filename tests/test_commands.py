@@ -14,7 +14,7 @@ from PIL import Image
 
 from samdiffsr.cli import app, main
 from samdiffsr.pipeline import DEFAULT_MODEL
-from support import HEIC, ROOT, noise_image
+from support import ROOT, noise_image
 
 PAGES = [
     ROOT / "README.md",
@@ -133,7 +133,6 @@ def folder(tmp_path, monkeypatch):
         noise_image(tmp_path / file, size=(48, 40))
     for name in ("Set5", "SET"):
         noise_image(tmp_path / name / "LR/a.png", size=(12, 10))
-    shutil.copy(HEIC / "alpha.heic", tmp_path / "noisy.heic")
     shutil.copytree(DEFAULT_MODEL, tmp_path / "run/model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
