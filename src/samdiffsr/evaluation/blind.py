@@ -14,9 +14,9 @@ from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.evaluation.methods import Method
 from samdiffsr.evaluation.metrics import Metric, lr_psnr, luma
 from samdiffsr.evaluation.niqe import niqe
-from samdiffsr.evaluation.pairs import Images, read_pixels
+from samdiffsr.evaluation.pairs import Images, list_images, read_pixels
 from samdiffsr.files import write_json, write_whole
-from samdiffsr.images import Picture, encode_image, is_picture_name
+from samdiffsr.images import Picture, encode_image
 from samdiffsr.resize import SCALE
 
 GAIN = 8
@@ -173,12 +173,7 @@ def judge(
 
 def input_files(folder: Path) -> list[Path]:
     """The images of a folder, sorted; ImageError if there is none, or two with one name."""
-    try:
-        files = sorted(file for file in folder.iterdir() if is_picture_name(file.name))
-    except OSError as error:
-        raise ImageError(f"Cannot list the folder '{folder}': {error.strerror}.") from None
-    if not files:
-        raise ImageError(f"There is no image in the folder '{folder}'.")
+    files = list_images(folder)
     seen: dict[str, Path] = {}
     for file in files:
         if file.stem in seen:

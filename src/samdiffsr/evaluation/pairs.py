@@ -45,7 +45,7 @@ def find_pairs(hr: Path, lr: Path | None) -> list[Pair]:
         ImageError: no images, two with one name, an HR image without LR, or the reverse.
     """
     names: dict[str, Path] = {}
-    for file in _images(hr):
+    for file in list_images(hr):
         name = re.sub(r"[_-]?HR$", "", file.stem) or file.stem
         if name in names:
             raise ImageError(f"'{names[name]}' and '{file}' are both the HR image '{name}'; leave one out.")
@@ -72,7 +72,7 @@ def match(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], list[Pat
     names = list(names)
     found: dict[str, list[Path]] = {name: [] for name in names}
     others = []
-    for file in _images(folder):
+    for file in list_images(folder):
         fits = [name for name in names if re.fullmatch(rf"{re.escape(name)}(x{SCALE})?([_-].*)?", file.stem)]
         (found[max(fits, key=len)] if fits else others).append(file)
     if missing := [name for name in names if not found[name]]:
@@ -146,7 +146,8 @@ def read_pixels(file: Path) -> tuple[np.ndarray, list[str]]:
     return picture.rgb, notes
 
 
-def _images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
+    """The images of a folder by extension, sorted; ImageError if there is none."""
     try:
         files = sorted(file for file in folder.iterdir() if is_picture_name(file.name))
     except OSError as error:
