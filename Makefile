@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz lint docs clean
+.PHONY: demo test fuzz comfyui lint docs clean
 
 demo: $(VENV)/run.stamp  ## upscale examples/*.png with the embedded model; results and a comparison land in demo/
 	$(BIN)/samdiffsr upscale -i examples -o demo --overwrite
@@ -15,6 +15,11 @@ test: $(VENV)/dev.stamp  ## the whole test suite
 
 fuzz: $(VENV)/dev.stamp  ## nightly: 5,000 damaged picture files
 	$(BIN)/python tests/fuzz.py 5000
+
+COMFYUI ?= ComfyUI
+COMFYUI_PYTHON ?= python3
+comfyui:  ## nightly: the nodes in a real ComfyUI, whose Python has samdiffsr too
+	$(COMFYUI_PYTHON) tests/integrations/real_comfyui.py $(COMFYUI)
 
 lint: $(VENV)/dev.stamp  ## style, types, import layers
 	$(BIN)/ruff check .

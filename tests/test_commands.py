@@ -58,7 +58,8 @@ ELSEWHERE = {
 """Run by another test, with these or smaller values."""
 
 NOT_RUN = {
-    "pip install|python -m venv|[.] .venv": "installs packages; runs/release.sh and the workflows do it",
+    "(python -m )?pip install|python -m venv|[.] .venv": "installs packages; runs/release.sh and the workflows do it",
+    "make comfyui": "needs a real ComfyUI; tests/integrations/test_comfyui.py runs the nodes in a small one",
     "curl": "needs a server; tests/web/test_api.py sends the same requests",
     "samdiffsr .*(s3://|--cluster)|find /net": "needs a cluster or an object store; tests/upscale has small ones",
     "samdiffsr .*(DF2K|BENCH)": "takes hours and data sets that may not be passed on",
