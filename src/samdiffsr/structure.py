@@ -136,14 +136,30 @@ def structure_of_regions(
     return np.ascontiguousarray(out.reshape(shape, order="F"), dtype=np.float32)
 
 
-# Dark blue, light blue, white, orange, dark red: 0 is white, and equal amounts on either side are equally dark.
-_COLOURS = np.array([[5, 48, 97], [67, 147, 195], [247, 247, 247], [244, 165, 130], [103, 0, 31]], np.float64)
+# From dark to light: night blue, violet, rose, orange, straw.
+_COLOURS = np.array([[24, 28, 72], [92, 48, 132], [196, 72, 116], [244, 146, 84], [250, 232, 160]], np.float64)
+_NO_REGION = (128, 128, 128)
+_LEVELS = 256  # that a structure map is rounded to before it is drawn
+_EDGE, _SHADE = 2, 0.6  # a line, darker by this factor, where neighbours differ by more levels than this
 
 
 def draw_structure(structure: np.ndarray) -> np.ndarray:
-    """A structure map (H, W) as a picture uint8 (H, W, 3): blue below 0, red above, white at 0; the largest is darkest."""
+    """A structure map (H, W) as a picture uint8 (H, W, 3).
+
+    The values that occur are spread evenly over a scale from night blue (lowest) to straw (highest): regions whose values lie
+    close together can be told apart. Grey is 0, no region; a darker line runs where regions meet.
+    """
     structure = np.asarray(structure, np.float64)
-    largest = float(np.abs(structure).max(initial=0.0)) or 1.0
-    places = (structure / largest + 1) / 2 * (len(_COLOURS) - 1)
+    least, most = structure.min(initial=0.0), structure.max(initial=0.0)
+    levels = ((structure - least) / ((most - least) or 1.0) * (_LEVELS - 1)).round().astype(np.int64)
+    occurs = np.bincount(levels[structure != 0], minlength=_LEVELS) > 0
+    ranks = np.maximum(np.cumsum(occurs) - 1, 0)
+    places = ranks[levels] / max(1, ranks[-1]) * (len(_COLOURS) - 1)
     channels = [np.interp(places, np.arange(len(_COLOURS)), colours) for colours in _COLOURS.T]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+    drawn = np.stack(channels, axis=-1)
+    drawn[structure == 0] = _NO_REGION
+    edge = np.zeros(structure.shape, bool)
+    edge[:, :-1] |= np.abs(np.diff(levels, axis=1)) > _EDGE
+    edge[:-1] |= np.abs(np.diff(levels, axis=0)) > _EDGE
+    drawn[edge] *= _SHADE
+    return drawn.round().astype(np.uint8)

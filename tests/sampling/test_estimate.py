@@ -168,6 +168,14 @@ def test_a_window_of_the_position_map_is_a_window_of_the_whole(encoding):
 
 
 def test_a_structure_map_can_be_looked_at():
-    drawn = draw_structure(np.array([[-2.0, 0.0, 2.0]]))
-    assert drawn.tolist() == [[[5, 48, 97], [247, 247, 247], [103, 0, 31]]]
-    assert draw_structure(np.zeros((2, 3))).tolist() == [[[247, 247, 247]] * 3] * 2
+    drawn = draw_structure(np.array([[-2.0, -2.0, 0.0, 0.0, 2.0, 2.0]]))
+    night, straw = [24, 28, 72], [250, 232, 160]
+    grey, edge = [128, 128, 128], [77, 77, 77]
+    assert drawn.tolist() == [[night, [14, 17, 43], grey, edge, straw, straw]]
+    assert draw_structure(np.zeros((2, 3))).tolist() == [[grey] * 3] * 2
+    assert draw_structure(np.full((1, 2), 0.7)).tolist() == [[night] * 2]
+
+
+def test_values_that_lie_close_together_are_drawn_apart():
+    drawn = draw_structure(np.array([[1.0, 0.98, -1.0, 0.97]]).T)
+    assert drawn[3, 0].tolist() == [127, 56, 127]  # the second of four values: a third of the scale

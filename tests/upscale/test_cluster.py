@@ -175,6 +175,9 @@ def test_what_concerns_all_images_is_raised(tiny_pipe_dir: Path, tmp_path: Path)
     assert upscale_on_cluster(run, []) == Report()
 
 
-def test_uncertainty_is_refused_on_a_cluster() -> None:
-    with pytest.raises(ConfigError, match="uncertainty cannot be saved on a cluster; leave out"):
-        upscale_on_cluster(lambda works: iter(()), [], files=FileSettings(uncertainty=True))
+@pytest.mark.parametrize(
+    ("option", "reason"), [("uncertainty", "uncertainty cannot"), ("save_structure", "structure maps cannot")]
+)
+def test_pictures_beside_a_result_are_refused_on_a_cluster(option: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"{reason} be saved on a cluster; leave out"):
+        upscale_on_cluster(lambda works: iter(()), [], files=FileSettings(**{option: True}))

@@ -7,7 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from samdiffsr.errors import ImageError
+import numpy as np
+
+from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.files import sweep
 from samdiffsr.images import (
     ALPHA,
@@ -26,6 +28,7 @@ from samdiffsr.upscale.settings import FileSettings, Settings
 if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
 
+UNCERTAINTY, STRUCTURE = "_uncertainty", "_structure"  # suffixes of pictures beside a result
 _SEEDS = 3  # whose results show the uncertainty
 _OVERLAP = 16_000_000  # output pixels up to which a result is written while the next is made
 
@@ -88,8 +91,12 @@ def upscale_files(
         tidy: see to each target's folder with `sweep` before the first file is written there.
 
     Raises:
-        CheckpointError, ConfigError: of `load`, or steps that the model cannot do.
+        CheckpointError, ConfigError: of `load`; steps that the model cannot do, or no structure map to save.
     """
+    if files.save_structure and settings.structure == "none":
+        raise ConfigError(
+            "structure 'none' has no structure map to save; choose another one, or leave out --save-structure."
+        )
     report = Report() if report is None else report
     moves, reporter, pipe = _Moves(jobs), _Reporter(on_progress, len(jobs)), None
     with ThreadPoolExecutor(1) as reader, _Writer(report, files, tidy) as writer:
@@ -102,7 +109,7 @@ def upscale_files(
                     report.skipped.append(job)
                 else:
                     reporter.pixels = ready.pixels
-                    pipe = load() if pipe is None else pipe
+                    pipe = _checked(load(), settings, files) if pipe is None else pipe
                     writer.settle(unless_small=True)
                     writer.start(ready, *_enlarged(pipe, ready, settings, files, reporter.report))
             except ImageError as error:  # other errors are not this image's, but the whole batch's
@@ -110,6 +117,16 @@ def upscale_files(
                 report.failed.append((job.source, str(error)))
             reporter.end()
     return report
+
+
+def _checked(pipe: "SamDiffSRPipeline", settings: Settings, files: FileSettings) -> "SamDiffSRPipeline":
+    """The pipeline, if it can draw what is wanted."""
+    if files.save_structure and settings.structure == "auto" and pipe.denoiser.structure_head is None:
+        raise ConfigError(
+            "this model has no structure head, so there is no structure map to save; "
+            "give --structure felzenszwalb, or leave out --save-structure."
+        )
+    return pipe
 
 
 class _Reporter:
@@ -218,20 +235,27 @@ def _prepare_folder(folder: str) -> None:
         raise ImageError(f"Cannot make the output folder '{folder}': {error.strerror}; choose another.") from error
 
 
+Beside = list[tuple[str, Picture]]  # pictures about a result, each with the suffix of its file's name
+
+
 def _enlarged(
     pipe: "SamDiffSRPipeline",
     ready: _Ready,
     settings: Settings,
     files: FileSettings,
     on_progress: Callable[[float], None],
-) -> tuple[Picture, Picture | None]:
-    """The result, and the picture of its uncertainty if that is wanted."""
-    beside = None
+) -> tuple[Picture, Beside]:
+    """The result, and the pictures about it that are wanted."""
+    beside: Beside = []
+    options = {"max_pixels": files.max_pixels, "on_progress": on_progress}
+    if files.save_structure:
+        options["on_structure"] = lambda drawn: beside.append((STRUCTURE, Picture(drawn)))
     try:
         if files.uncertainty:
-            result, beside = _with_uncertainty(pipe, ready.picture, settings, files.max_pixels, on_progress)
+            result, uncertainty = _with_uncertainty(pipe, ready.picture, settings, **options)
+            beside.append((UNCERTAINTY, uncertainty))
         else:
-            result = enlarge(pipe, ready.picture, settings, max_pixels=files.max_pixels, on_progress=on_progress)
+            result = enlarge(pipe, ready.picture, settings, **options)
     except ImageError as error:
         raise ImageError(f"'{ready.job.source}': {error}") from error
     if files.strip_metadata or os.path.splitext(ready.job.target)[1].lower() not in XMP:
@@ -243,8 +267,10 @@ def _with_uncertainty(
     pipe: "SamDiffSRPipeline",
     picture: Picture,
     settings: Settings,
-    max_pixels: int,
+    *,
     on_progress: Callable[[float], None],
+    on_structure: Callable[[np.ndarray], None] | None = None,
+    max_pixels: int,
 ) -> tuple[Picture, Picture]:
     """The result of the seed, and where it and those of the next two seeds disagree."""
     from samdiffsr.evaluation.blind import as_picture, disagreement
@@ -259,15 +285,16 @@ def _with_uncertainty(
                 another,
                 max_pixels=max_pixels,
                 on_progress=lambda part, number=number: on_progress((number + part) / _SEEDS),
+                on_structure=None if number else on_structure,
             )
         )
     levels = disagreement([result.rgb for result in results]) / (257 if picture.depth == 16 else 1)
     return results[0], as_picture(levels)
 
 
-def uncertainty_name(target: str) -> str:
-    """The file of a result's uncertainty."""
-    return os.path.splitext(target)[0] + "_uncertainty.png"
+def beside_name(target: str, suffix: str) -> str:
+    """The file of a picture about a result."""
+    return f"{os.path.splitext(target)[0]}{suffix}.png"
 
 
 class _Writer:
@@ -289,7 +316,7 @@ class _Writer:
         finally:
             self._pool.shutdown()
 
-    def start(self, ready: _Ready, result: Picture, beside: Picture | None) -> None:
+    def start(self, ready: _Ready, result: Picture, beside: Beside) -> None:
         self.settle()
         self._under_way = ready, result.notes, self._pool.submit(self._write, ready.job.target, result, beside)
 
@@ -312,7 +339,7 @@ class _Writer:
             self._report.notes += [(ready.job.source, note) for note in (*before, *notes)]
             self._report.done.append(ready.job)
 
-    def _write(self, target: str, result: Picture, beside: Picture | None) -> tuple[str, ...] | None:
+    def _write(self, target: str, result: Picture, beside: Beside) -> tuple[str, ...] | None:
         """Notes on losses in writing; None if the target has meanwhile appeared and is to be left alone."""
         folder = os.path.dirname(target)
         if self._tidy and folder not in self._swept:
@@ -321,8 +348,9 @@ class _Writer:
         if _leave_alone(target, self._files):  # again: the batch may have run for hours
             return None
         try:
-            if beside is not None and not _leave_alone(uncertainty_name(target), self._files):
-                write_image(beside, uncertainty_name(target))
+            for suffix, picture in beside:
+                if not _leave_alone(beside_name(target, suffix), self._files):
+                    write_image(picture, beside_name(target, suffix))
             return write_image(result, target, quality=self._files.quality)
         except MemoryError as error:
             raise ImageError(f"Not enough memory to write '{target}'; use a smaller image.") from error

@@ -169,6 +169,8 @@ def upscale_on_cluster(
     """
     if files.uncertainty:
         raise ConfigError("uncertainty cannot be saved on a cluster; leave out --uncertainty or --cluster.")
+    if files.save_structure:
+        raise ConfigError("structure maps cannot be saved on a cluster; leave out --save-structure or --cluster.")
     report = Report() if report is None else report
     jobs = [Job(_absolute(job.source), _absolute(job.target), job.fixed) for job in jobs]
     _prepare(jobs)

@@ -10,6 +10,7 @@ from samdiffsr.errors import TooLargeError
 from samdiffsr.images import MAX_PIXELS, Picture, to_8_bit, to_16_bit
 from samdiffsr.images.metadata import with_run
 from samdiffsr.resize import SCALE, imresize
+from samdiffsr.structure import draw_structure
 from samdiffsr.upscale.settings import Settings
 from samdiffsr.upscale.size import OutputSize, passes
 
@@ -28,6 +29,7 @@ def enlarge(
     *,
     max_pixels: int = MAX_PIXELS,
     on_progress: Callable[[float], None] = lambda part: None,
+    on_structure: Callable[[np.ndarray], None] | None = None,
 ) -> Picture:
     """The picture, larger, with the same depth, profile and metadata, and notes of what happened on the way.
 
@@ -38,20 +40,26 @@ def enlarge(
     Args:
         max_pixels: the largest picture on the way can have 16 times as many pixels.
         on_progress: called with the part done, 0 to 1, after each step.
+        on_structure: called with the structure map of the last enlargement, drawn as uint8 (H, W, 3) in the size of the
+            result; of a moving picture with that of the first frame.
 
     Raises:
         ImageError: a size that does not suit the picture; TooLargeError: too many pixels or too little memory.
-        ConfigError: steps that the model's scheduler cannot do.
+        ConfigError: no structure map where one is wanted, or steps that the model's scheduler cannot do.
     """
     if picture.animation is not None:
-        return _animated(pipe, picture, settings, max_pixels, on_progress)
+        return _animated(pipe, picture, settings, max_pixels, on_progress, on_structure)
     height, width = picture.rgb.shape[:2]
     size = check_size(height, width, settings.output_size, max_pixels)
     lr = picture.rgb if picture.alpha is None else bleed(picture.rgb, picture.alpha)
     notes = list(picture.notes)
     try:
         arguments = settings.pipeline_arguments() | {"on_warning": notes.append}
-        rgb = _repeated(pipe, lr, passes(height, width, size), settings.seed, arguments, on_progress)
+        arguments["return_structure"] = on_structure is not None
+        rgb, structure = _repeated(pipe, lr, passes(height, width, size), settings.seed, arguments, on_progress)
+        if on_structure is not None:
+            drawn = draw_structure(structure)
+            on_structure(drawn if drawn.shape[:2] == size else imresize(drawn, size=size))
         if rgb.shape[:2] != size:
             rgb = imresize(rgb, size=size)
         rgb = with_mean_of(lr, rgb)
@@ -75,6 +83,7 @@ def _animated(
     settings: Settings,
     max_pixels: int,
     on_progress: Callable[[float], None],
+    on_structure: Callable[[np.ndarray], None] | None,
 ) -> Picture:
     """Every frame by itself, with the same noise: equal frames stay equal. Nothing else ties one frame to the next."""
     assert picture.animation is not None
@@ -86,6 +95,7 @@ def _animated(
             settings,
             max_pixels=max_pixels,
             on_progress=lambda part, number=number: on_progress((number + part) / len(frames)),
+            on_structure=None if number else on_structure,
         )
         for number, frame in enumerate(frames)
     ]
@@ -130,9 +140,11 @@ def _repeated(
     seed: int,
     arguments: dict[str, Any],
     on_progress: Callable[[float], None],
-) -> np.ndarray:
-    """uint8 or uint16 (h, w, 3) -> uint16, 4 times larger as often as asked."""
+) -> tuple[np.ndarray, Any]:
+    """uint8 or uint16 (h, w, 3) -> uint16, 4 times larger as often as asked, and the last structure map if it is asked for."""
     import torch
+
+    output: Any = None
 
     work = [SCALE ** (2 * number) for number in range(times)]
     for number in range(times):
@@ -147,7 +159,7 @@ def _repeated(
             arguments = arguments | {"clean": 0.0}  # it was cleaned before
         output = pipe(rgb, **arguments, generator=noise, callback_on_step_end=after_step, output_type="uint16")
         rgb = output.images[0]
-    return rgb
+    return rgb, output.structures[0] if output.structures else None
 
 
 def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:

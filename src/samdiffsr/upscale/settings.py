@@ -141,6 +141,7 @@ class FileSettings:
         overwrite, skip_existing: what to do with existing targets; with neither, that file fails.
         uncertainty: save the disagreement of three seeds beside each result, see `evaluation.blind`: black where the model
             knows, white where it invents.
+        save_structure: save the structure map that was used beside each result, see `draw_structure`; refused where none is.
         max_pixels: of an input, see `read_image`; a picture on the way to the result can have 16 times as many.
 
     Raises:
@@ -162,6 +163,9 @@ class FileSettings:
     skip_existing: bool = _setting(False, "Leave out images whose output exists.")
     uncertainty: bool = _setting(
         False, "Save where three seeds disagree beside each result, as NAME_uncertainty.png; takes three times as long."
+    )
+    save_structure: bool = _setting(
+        False, "Save the structure map beside each result, as NAME_structure.png; needs a map, see --structure."
     )
     max_pixels: int = _setting(
         MAX_PIXELS,
