@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from samdiffsr import ConditionalUNet, RRDBEncoder, SamDiffSRError
+from samdiffsr.sampling.schedulers import check_scheduler, named_scheduler
 from samdiffsr.training.config import PRESETS, _Frozen, load_config
 from samdiffsr.training.run import train_diffusion, train_encoder
 from support import quiet, tiny
@@ -56,7 +57,13 @@ def test_unreadable_configurations(tmp_path):
 @pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.yaml")))
 def test_presets_are_valid(preset, feature_file):
     overrides = [f"diffusion.loss.features_file={feature_file}"] if preset == "light-cpu" else []
-    assert load_config(preset, overrides).family == ("paper" if preset in ("paper", "released") else "light")
+    config = load_config(preset, overrides)
+    assert config.family == ("paper" if preset in ("paper", "released") else "light")
+    stage, process = config.diffusion, config.diffusion.process()
+    estimated = stage.structure_weight > 0
+    scheduler = named_scheduler(stage.scheduler, process.schedule, stage.target, estimated=estimated)
+    assert stage.warning is None and check_scheduler(scheduler, process, stage.steps, estimated=estimated) is None
+    assert estimated or process.mean_error() < 0.05
 
 
 def test_released_and_paper_say_what_they_are():
@@ -72,7 +79,7 @@ def test_released_and_paper_say_what_they_are():
     assert found.pop("shift") == ("released", "paper")
     assert found.pop("target") == ("marginal_noise", "posterior_noise")
     assert found.pop("structure")[0] == {"encoding": "rope", "mean_over": "image", "overlap": "last"}
-    assert set(found) <= {"structure_weight"}
+    assert found == {"structure_weight": (0.0, 0.1)}
 
 
 def test_weights_carry_their_configuration(photos, tmp_path):
