@@ -14,6 +14,7 @@ from comfyui_host import Host, InterruptProcessingException
 
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.images import Picture, to_8_bit, to_16_bit
+from samdiffsr.models.weights import with_level
 from samdiffsr.upscale.enlarge import enlarge
 from samdiffsr.upscale.settings import Settings
 from samdiffsr.upscale.size import MAX_SCALE
@@ -100,6 +101,22 @@ def test_defaults_are_those_of_the_model(host, tiny_pipe, images):
     assert torch.equal(found, same)
     (other,) = host.run(UPSCALE, model=tiny_pipe, image=images[..., :3], seed=1)
     assert not torch.equal(found, other)
+
+
+def test_clean_is_estimated_unless_it_is_given(host, tiny_pipe, images):
+    encoder, denoiser = with_level(tiny_pipe.encoder), with_level(tiny_pipe.denoiser)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        for name, weight in (*encoder.named_parameters(), *denoiser.named_parameters()):
+            if "level_embedding" in name or "film" in name:
+                weight.normal_(std=0.5)
+        encoder.level_head.out.bias.fill_(0.5)
+    tiny_pipe.register_modules(encoder=encoder.eval(), denoiser=denoiser.eval())
+    rgb = images[:1, ..., :3]
+    (estimated,) = host.run(UPSCALE, model=tiny_pipe, image=rgb)
+    wanted = enlarge(tiny_pipe, Picture(to_16_bit(RGBA[0, ..., :3])), Settings()).rgb
+    assert np.array_equal(as_levels(estimated[0]), wanted)
+    assert not torch.equal(estimated, host.run(UPSCALE, model=tiny_pipe, image=rgb, clean=0.0)[0])
 
 
 def test_values_outside_black_and_white_count_as_black_and_white(host, tiny_pipe):
