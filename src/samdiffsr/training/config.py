@@ -293,4 +293,6 @@ def load_config(source: Path | str, overrides: list[str]) -> TrainConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the configuration"
-        raise ConfigError(f"{key} in {source}: {first['msg']} (got {first['input']!r:.80}).") from None
+        problem = first["msg"].removeprefix("Value error, ").rstrip(".")
+        got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r:.80})"  # a whole section says nothing
+        raise ConfigError(f"{key} in {source}: {problem}{got}.") from None
