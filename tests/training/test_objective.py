@@ -15,6 +15,7 @@ from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, n
 from samdiffsr.training.run import (
     diffusion_objective,
     encoder_objective,
+    open_photos,
 )
 from support import tiny
 
@@ -57,6 +58,23 @@ def test_structure_reaches_the_noise(photos):
     for shift, differs in (("bridge", True), ("none", False)):
         loss, _ = _stage(shift=shift, target="marginal_noise", structure_weight=0.1)
         assert (terms_of(loss, batch)["pixel"].item() != terms_of(loss, plain)["pixel"].item()) == differs
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_without_regions_the_position_map_is_the_structure_map(photos, tmp_path, weight):
+    """Through the crops that a run reads, with and without a head that needs the position map anyway."""
+    options = [f"diffusion.structure_weight={weight}", "diffusion.structure.regions=false"]
+    config = tiny(photos, tmp_path, *options)
+    batch = open_photos(config, config.diffusion).batch(0, 0, 2)
+    assert batch.position is not None and float((batch.position - batch.structure).abs().max()) > 0.1
+    of_position = replace(batch, structure=batch.position)
+    ablated, plain = (
+        _stage(shift="released", structure_weight=weight, structure={"regions": regions})[0]
+        for regions in (False, True)
+    )
+    expected = {name: term.item() for name, term in terms_of(plain, of_position).items()}
+    assert {name: term.item() for name, term in terms_of(ablated, batch).items()} == expected
+    assert terms_of(plain, batch)["pixel"].item() != expected["pixel"]
 
 
 def test_rollout_feeds_the_networks_own_estimate(photos):

@@ -102,8 +102,9 @@ class EncoderLossConfig(LossConfig):
 
 
 class StructureConfig(_Frozen):
-    """The structure maps that a stage learns from; the prepared folder must have been made so."""
+    """The structure maps that a stage learns from; the prepared folder must have been made so, but for `regions`."""
 
+    regions: bool = Field(True, description="false: the position map alone, not averaged over regions; an ablation")
     encoding: Encoding = "rope"
     mean_over: MeanOver = "region"
     overlap: Overlap = "sum"
@@ -136,7 +137,7 @@ class EncoderConfig(StageConfig):
 class DiffusionConfig(StageConfig):
     """The modulated process and what is diffused: clip(residual_scale (hr - base), -1, 1)."""
 
-    structure: StructureConfig = StructureConfig()
+    structure: StructureConfig = StructureConfig()  # pyright: ignore[reportCallIssue]
     structure_weight: float = Field(
         0.0,
         ge=0,
@@ -195,6 +196,11 @@ class DiffusionConfig(StageConfig):
         """The target of the denoiser."""
         schedule = NoiseSchedule.named(self.schedule, self.timesteps, max_beta=self.max_beta)
         return ModulatedProcess(schedule, self.shift, self.target)
+
+    @property
+    def needs_position(self) -> bool:
+        """Whether batches must hold the position map: for the structure head, or in place of the structure map."""
+        return self.structure_weight > 0 or not self.structure.regions
 
     @property
     def warning(self) -> str | None:
@@ -294,5 +300,6 @@ def load_config(source: Path | str, overrides: list[str]) -> TrainConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the configuration"
         problem = first["msg"].removeprefix("Value error, ").rstrip(".")
-        got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r:.80})"  # a whole section says nothing
+        # A whole section as the wrong value says nothing.
+        got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r:.80})"
         raise ConfigError(f"{key} in {source}: {problem}{got}.") from None

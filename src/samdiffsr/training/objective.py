@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +125,9 @@ class DiffusionObjective(Objective):
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """Gradients reach the encoder, if it learns, through its features; the base is never part of the graph."""
         scale, t = self.config.residual_scale, draws["t"]
+        if not self.config.structure.regions:
+            assert batch.position is not None
+            batch = replace(batch, structure=batch.position)
         with nullcontext() if "encoder" in self.trained else torch.no_grad():
             given = {"with_image": self.config.base == "encoder"} | level_for(self.encoder, batch.level)
             features, image = self.encoder.encode(batch.lr, **given)  # pyright: ignore[reportCallIssue]

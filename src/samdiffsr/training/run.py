@@ -222,7 +222,7 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
         crops_per_image=data.crops_per_image,
         degrade=data.degrade,
         targets=further_targets(stage),
-        position=stage.structure.encoding if isinstance(stage, DiffusionConfig) and stage.structure_weight else None,
+        position=stage.structure.encoding if isinstance(stage, DiffusionConfig) and stage.needs_position else None,
     )
     made_with = photos.images.structure
     if isinstance(stage, DiffusionConfig) and made_with is not None:  # of ready maps it is not known
