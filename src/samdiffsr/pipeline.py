@@ -23,7 +23,8 @@ from samdiffsr.models.level import takes_level
 from samdiffsr.models.weights import LOADING_ERRORS, check_weights
 from samdiffsr.sampling.estimate import Structure, check_structure, estimate_structure
 from samdiffsr.sampling.pixels import OUTPUTS, as_list, as_pixels, finish, joined
-from samdiffsr.sampling.ranges import CLEAN, DETAIL, STEPS, TILE
+from samdiffsr.sampling.precision import autocast_type, type_name, whole_picture
+from samdiffsr.sampling.ranges import CLEAN, DETAIL, PRECISIONS, STEPS, TILE, Precision
 from samdiffsr.sampling.reverse import reverse_process
 from samdiffsr.sampling.schedulers import check_scheduler, schedule_of, set_timesteps
 from samdiffsr.sampling.tiled import Networks, TiledModel
@@ -172,6 +173,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         clean: float | None = None,
         structure: Structure | Sequence[np.ndarray] = "auto",
         return_structure: bool = False,
+        precision: Precision = "float32",
         on_warning: Callable[[str], None] | None = None,
     ) -> Any:
         """Upscale x4.
@@ -197,14 +199,18 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 colour in the enlarged image; "none": 0; or a float map (4h, 4w), for several images a list of maps. "auto" is
                 "model" where the model has a head, else "none".
             return_structure: return the structure maps too.
+            precision: of the networks' convolutions: "float32" (as the weights are), "bfloat16", "float16", or "auto": the
+                short type that the device computes natively, else float32. Noise, scheduler, base and sum stay as they are.
+                A result that is not finite, or one colour for an image of several, is computed again in float32.
             on_warning: called with a sentence where something is unusual: memory ran out and the work goes on in smaller tiles,
-                or nobody has tested the scheduler. None warns.
+                a precision did not suffice, or nobody has tested the scheduler. None warns.
 
         Raises:
             ImageError: an image of the wrong type, shape or range; or too little memory for even the least tile.
             ConfigError: an option or a scheduler that does not fit the model.
         """
         choose(output_type, OUTPUTS, "output_type")
+        choose(precision, dict.fromkeys(PRECISIONS), "precision")
         _check_given(tile, clean, self.encoder)
         report = on_warning or _warn
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
@@ -213,13 +219,19 @@ class SamDiffSRPipeline(DiffusionPipeline):
         structures = check_structure(structure, self.denoiser, images, needed=return_structure)
         self.check(steps, structures[0], report)
         on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        kind = self.computed_in(precision)
         outputs, maps, levels = [], [], []
         for pixels, wanted, source in zip(images, structures, _generators(generator, len(images)), strict=True):
-            model = TiledModel(self._networks(), pixels, tile=tile, clean=clean, on_warning=report)
+            one = partial(self._one, pixels, steps, wanted, source, output_type, share, tile, clean, on_step, report)
+            state = source.get_state()
+            try:
+                found, estimate, model = one(kind)
+            except FloatingPointError as error:
+                report(f"{type_name(kind)} did not suffice, {error}: the picture is computed again in float32")
+                source.set_state(state)
+                found, estimate, model = one(None)
+            outputs.append(found)
             levels += [] if model.level is None else model.level.tolist()
-            estimate = estimate_structure(model, wanted, self.config["encoding"])
-            x_0 = self._sample(model, steps, estimate, source, on_step)
-            outputs.append(finish(model.assemble(x_0, output_type, detail=share), output_type))
             if return_structure and estimate is not None:
                 maps.append(model.gather(estimate))
         self.maybe_free_model_hooks()
@@ -227,6 +239,33 @@ class SamDiffSRPipeline(DiffusionPipeline):
         if return_structure:
             found.structures = [Image.fromarray(draw_structure(one)) for one in maps] if output_type == "pil" else maps
         return found if return_dict else (found.images, found.structures)[: 1 + return_structure]
+
+    def computed_in(self, precision: Precision) -> torch.dtype | None:
+        """The type of the convolutions that a precision means for this model on its device; None for that of the weights."""
+        repeats_released = self.config["lr_divisor"] == 256
+        return autocast_type(precision, self._execution_device, repeats_released=repeats_released)
+
+    def _one(
+        self,
+        pixels: np.ndarray,
+        steps: int,
+        structure: Any,
+        generator: torch.Generator,
+        output_type: str,
+        detail: float,
+        tile: int | None,
+        clean: float | None,
+        on_step: Callable,
+        report: Callable[[str], None],
+        kind: torch.dtype | None,
+    ) -> tuple[Any, Canvas | None, TiledModel]:
+        """One image: its result, the structure map that was used, and what ran the networks."""
+        with whole_picture(self._execution_device):
+            model = TiledModel(self._networks(), pixels, tile=tile, clean=clean, kind=kind, on_warning=report)
+            estimate = estimate_structure(model, structure, self.config["encoding"])
+            x_0 = self._sample(model, steps, estimate, generator, on_step)
+            found = finish(model.assemble(x_0, output_type, detail=detail), output_type)
+            return found, estimate, model
 
     def _sample(
         self, model: TiledModel, steps: int, structure: Canvas | None, generator: torch.Generator, on_step: Callable

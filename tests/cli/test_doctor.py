@@ -32,6 +32,7 @@ def test_all_is_well_here(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["problems"] == [] and found["self_test"]["difference"] <= 0.5
     assert found["versions"]["python"] == sys.version.split()[0] and found["machine"]["cores"] >= 1
+    assert found["self_test"]["auto precision"] in ("float32", "bfloat16")
     assert doctor() == 0
     assert capsys.readouterr().out.endswith("All is well.\n")
 

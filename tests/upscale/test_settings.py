@@ -74,7 +74,14 @@ def test_output_size() -> None:
 
 def test_the_pipeline_takes_what_it_is_given() -> None:
     arguments = Settings(steps=3, detail=0.5, tile=8).pipeline_arguments()
-    assert arguments == {"num_inference_steps": 3, "detail": 0.5, "clean": None, "structure": "auto", "tile": 8}
+    assert arguments == {
+        "num_inference_steps": 3,
+        "detail": 0.5,
+        "clean": None,
+        "structure": "auto",
+        "tile": 8,
+        "precision": "auto",
+    }
     assert set(Settings().pipeline_arguments()) <= set(inspect.signature(SamDiffSRPipeline.__call__).parameters)
 
 

@@ -31,7 +31,7 @@ Model = Annotated[
     typer.Option(
         "-m",
         "--model",
-        metavar="MODEL[@steps=N,scheduler=NAME,detail=F,clean=F]",
+        metavar="MODEL[@steps=N,scheduler=NAME,detail=F,clean=F,precision=NAME]",
         help="'default', a pipeline folder or a released .ckpt file; repeatable.  [default: 'default', if nothing is given]",
     ),
 ]

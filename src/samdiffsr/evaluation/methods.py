@@ -17,7 +17,8 @@ from samdiffsr.load import load_model
 from samdiffsr.models.level import takes_level
 from samdiffsr.pipeline import DEFAULT_MODEL, SamDiffSRPipeline
 from samdiffsr.resize import SCALE, imresize
-from samdiffsr.sampling.ranges import CLEAN, DETAIL, STEPS
+from samdiffsr.sampling.precision import type_name
+from samdiffsr.sampling.ranges import CLEAN, DETAIL, PRECISIONS, STEPS
 from samdiffsr.sampling.schedulers import use_scheduler
 
 
@@ -81,9 +82,10 @@ def outputs(given: str, names: Iterable[str]) -> tuple[Method, list[Path]]:
 
 
 def model(spec: str, device: str) -> Method:
-    """A model from `MODEL` or `MODEL@steps=4,scheduler=ddim,detail=0.5,clean=0`, loaded.
+    """A model from `MODEL` or `MODEL@steps=4,scheduler=ddim,detail=0.5,clean=0,precision=bfloat16`, loaded.
 
-    MODEL is what `load_model` takes; the options are `steps`, `scheduler` (a name of `SCHEDULERS`), `detail` and `clean`.
+    MODEL is what `load_model` takes; the options are `steps`, `scheduler` (a name of `SCHEDULERS`), `detail`, `clean` and
+    `precision`, which is float32 unless given: figures do not depend on the processor.
 
     Raises:
         ConfigError: an unknown option or scheduler, or a value out of its range.
@@ -96,12 +98,15 @@ def model(spec: str, device: str) -> Method:
     steps = STEPS.parse(options["steps"]) if "steps" in options else pipe.config["steps"]
     detail = DETAIL.parse(options["detail"]) if "detail" in options else pipe.config["detail"]
     clean = None if options.get("clean", "auto") == "auto" else CLEAN.parse(options["clean"])
+    precision: Any = choose(options.get("precision", "float32"), {name: name for name in PRECISIONS}, "precision")
 
     def run(images: Images, seed: int) -> tuple[np.ndarray, list[str]]:
         generator = torch.Generator("cpu").manual_seed(seed)
-        return pipe(images.lr, steps, generator, output_type="uint8", detail=detail, clean=clean).images[0], []
+        given = {"detail": detail, "clean": clean, "precision": precision}
+        return pipe(images.lr, steps, generator, output_type="uint8", **given).images[0], []
 
-    return Method(spec, run, sampled=True, device=str(pipe.device), record=_record(name, pipe, steps, detail, clean))
+    record = _record(name, pipe, steps, detail, clean) | {"precision": type_name(pipe.computed_in(precision))}
+    return Method(spec, run, sampled=True, device=str(pipe.device), record=record)
 
 
 def _parse(spec: str) -> tuple[str, dict[str, str]]:
@@ -110,10 +115,11 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
         return spec, {}
     pairs = [item.partition("=") for item in text.split(",")]
     options = {key: value for key, _, value in pairs}
-    known = {"steps", "scheduler", "detail", "clean"}
+    known = {"steps", "scheduler", "detail", "clean", "precision"}
     if set(options) - known or not all(value for _, _, value in pairs) or len(options) < len(pairs):
         raise ConfigError(
-            f"The model is {spec!r}, but after the @ come steps=N, scheduler=NAME, detail=F, clean=F, with commas."
+            f"The model is {spec!r}, but after the @ come steps=N, scheduler=NAME, detail=F, clean=F, "
+            "precision=NAME, with commas."
         )
     return name, options
 

@@ -49,7 +49,9 @@ def reverse_process(
         estimate = None if structure is None else structure.read(window)
         x_t = process.modulate(blocks.scale_input(y.read(window), timestep), t, estimate)  # x_t = y_t + s_t E^
         x_t = x_t.contiguous(memory_format=torch.channels_last)
-        prediction = denoiser(x_t, t, None, condition)
+        with model.networks():
+            prediction = denoiser(x_t, t, None, condition)
+        prediction = prediction.to(x_t.dtype)
         return process.to_plain(x_t, prediction, t, estimate)
 
     blocks.draw(model.dtype, model.device)  # y_T ~ N(0, I)

@@ -5,6 +5,7 @@ so padding is what it would be without tiles. When memory runs out the tile halv
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from samdiffsr.errors import ImageError
 from samdiffsr.models.level import takes_level
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.sampling.pixels import OUTPUTS, crop, encode_pixels
+from samdiffsr.sampling.precision import networks_in
 from samdiffsr.sampling.tiles import (
     LEAST_TILE_LR,
     STATE_BYTES,
@@ -54,10 +56,14 @@ class TiledModel:
         pixels: (h, w, 3), see `samdiffsr.sampling.pixels.as_pixels`.
         tile: side of a tile in LR pixels, 0 for none, None to choose by the free memory.
         clean: the level of degradation that networks with this input are given, None to estimate it from the image.
+        kind: the type that the networks' convolutions are computed in, see `autocast_type`; None for that of the weights.
         on_warning: called with a sentence when memory ran out and the work goes on in smaller tiles.
 
     Attributes:
         level: (1,), the level that was given or estimated; None for networks without the input.
+
+    Raises:
+        FloatingPointError: in a given `kind`, a network's answer is not finite, or one colour for a picture of several.
     """
 
     def __init__(
@@ -67,10 +73,12 @@ class TiledModel:
         *,
         tile: int | None,
         clean: float | None = None,
+        kind: torch.dtype | None = None,
         on_warning: Callable[[str], None],
     ) -> None:
         self._networks, self._pixels, self._on_warning = networks, pixels, on_warning
         self.device, self.dtype = networks.device, networks.denoiser.dtype
+        self._kind = kind
         self.height, self.width = pixels.shape[:2]
         multiple, least = networks.denoiser.hr_multiple, networks.denoiser.hr_minimum
         sides = [-(-max(SCALE * side, least) // multiple) * multiple // SCALE for side in (self.height, self.width)]
@@ -111,13 +119,16 @@ class TiledModel:
             window, hr = tile.grown(halo, *self._whole.shape), tile.scaled(SCALE)
             lr = crop(self._pixels, window).to(self.device, self.dtype)
             given = {} if self.level is None else {"level": self.level}
-            features, estimate = encoder.encode(2 * lr - 1, with_image=self._estimate is not None, **given)
+            with self.networks():
+                features, estimate = encoder.encode(2 * lr - 1, with_image=self._estimate is not None, **given)
+                known = denoiser.condition(features) if self._keeps_condition else features
+            self._check_finite(known, estimate)
             if self._estimate is not None and estimate is not None:
                 self._estimate.write(hr, hr.cut(estimate, window.scaled(SCALE)))
             if structure is not None:
-                found = denoiser.structure(features, self._position(window.scaled(SCALE)))
+                with self.networks():
+                    found = denoiser.structure(features, self._position(window.scaled(SCALE)))
                 structure.write(hr, hr.cut(found, window.scaled(SCALE)))
-            known = denoiser.condition(features) if self._keeps_condition else features
             if self._known is None:
                 kind = {"dtype": self.dtype, "device": self.device, "in_file": self._in_files}
                 self._known = Canvas(known.shape[1], *self._whole.shape, **kind)
@@ -134,6 +145,7 @@ class TiledModel:
         def work(tile: Window) -> None:
             window = tile.grown(halo, *self._whole.shape)
             found = predict(window.scaled(SCALE), self._condition_of(window))
+            self._check_finite(found)
             prediction.write(tile.scaled(SCALE), tile.scaled(SCALE).cut(found, window.scaled(SCALE)))
 
         self._each_tile("denoiser", work)
@@ -167,13 +179,27 @@ class TiledModel:
         shape = (3, SCALE * self.height, SCALE * self.width)
         large = int(np.prod(shape)) * dtype.itemsize > STATE_BYTES
         out = Canvas(*shape, dtype=dtype, device=torch.device("cpu"), in_file=large)
+        least, most = torch.inf, -torch.inf
         for tile in tiles(self.height, self.width, OUTPUT_TILE_LR):
             hr = tile.scaled(SCALE)
             sr = self._bicubic(tile) if self._estimate is None else self._estimate.read(hr)
             if x_0 is not None:
                 sr = x_0.read(hr).clamp(-1, 1) * (detail / self._networks.residual_scale) + sr
-            out.write(hr, encode_pixels(sr.clamp(-1, 1), output_type))
+            sr = sr.clamp(-1, 1)
+            if self._kind is not None:
+                least, most = min(least, float(sr.min())), max(most, float(sr.max()))
+            out.write(hr, encode_pixels(sr, output_type))
+        if least == most and self._pixels.min() != self._pixels.max():
+            raise FloatingPointError("the result has one colour")
         return out.array()
+
+    def networks(self) -> AbstractContextManager:
+        """Around each call of a network: its convolutions are computed in `kind`."""
+        return networks_in(self._kind, self.device)
+
+    def _check_finite(self, *found: Tensor | None) -> None:
+        if self._kind is not None and not all(one is None or bool(one.isfinite().all()) for one in found):
+            raise FloatingPointError("a number is not finite")
 
     def _level(self, clean: float | None) -> Tensor:
         if clean is not None:
@@ -202,7 +228,8 @@ class TiledModel:
         self._condition = None  # before the next is made: two would be held
         assert self._known is not None, "encode() comes first"
         known = self._known.read(window)
-        condition = known if self._keeps_condition else self._networks.denoiser.condition(known)
+        with self.networks():
+            condition = known if self._keeps_condition else self._networks.denoiser.condition(known)
         self._condition = (window, condition)
         return condition
 

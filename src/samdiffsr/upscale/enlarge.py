@@ -104,14 +104,17 @@ def _animated(
 
 
 def with_settings(picture: Picture, pipe: "SamDiffSRPipeline", settings: Settings) -> Picture:
-    """The result with its settings in its XMP; steps and detail as the model has them where the settings leave it to it."""
+    """The result with its settings in its XMP; steps, detail and
+    precision as they were chosen where the settings leave it open."""
     from samdiffsr import __version__
+    from samdiffsr.sampling.precision import type_name
 
     said = {"scale": settings.output_size.scale, "size": settings.size, "seed": settings.seed}
     said |= {
         "steps": settings.steps or pipe.config["steps"],
         "clean": settings.clean,
         "consistency": settings.consistency or None,
+        "precision": type_name(pipe.computed_in(settings.precision)),
     }
     said |= {"detail": pipe.config["detail"] if settings.detail is None else settings.detail}
     values = {

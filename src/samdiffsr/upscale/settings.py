@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from samdiffsr.errors import ConfigError, Range, choose
 from samdiffsr.images.formats import MAX_PIXELS, QUALITY
-from samdiffsr.sampling.ranges import CLEAN, DETAIL, SEED, STEPS, TILE
+from samdiffsr.sampling.ranges import CLEAN, DETAIL, SEED, STEPS, TILE, Precision
 
 if TYPE_CHECKING:
     from samdiffsr.upscale.size import OutputSize
@@ -55,6 +55,7 @@ class Settings:
             memory.
         clean: see `SamDiffSRPipeline`; None estimates it from each picture, where the model can.
         seed: each picture has its own noise from this seed, so its result depends neither on the batch nor on its place in it.
+        precision: see `SamDiffSRPipeline`; "float32" gives a picture that hardly depends on the processor.
         consistency: project the result so that its bicubic reduction to the input's size equals the input.
 
     Raises:
@@ -104,6 +105,12 @@ class Settings:
         range=TILE,
         unset="by the free memory",
         argument="tile",
+    )
+    precision: Precision = _setting(  # noqa: RUF009 - a field
+        "auto",
+        "Convolutions in float32, bfloat16 or float16; auto: the short type that the processor has, else float32.",
+        metavar="NAME",
+        argument="precision",
     )
     consistency: bool = _setting(False, "Make the bicubic reduction of each result equal its input.")
 
