@@ -199,9 +199,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 colour in the enlarged image; "none": 0; or a float map (4h, 4w), for several images a list of maps. "auto" is
                 "model" where the model has a head, else "none".
             return_structure: return the structure maps too.
-            precision: of the networks' convolutions: "float32" (as the weights are), "bfloat16", "float16", or "auto": the
-                short type that the device computes natively, else float32. Noise, scheduler, base and sum stay as they are.
-                A result that is not finite, or one colour for an image of several, is computed again in float32.
+            precision: of the convolutions, "float32" (as the weights are), "bfloat16", "float16" or "auto": see `computed_in`.
             on_warning: called with a sentence where something is unusual: memory ran out and the work goes on in smaller tiles,
                 a precision did not suffice, or nobody has tested the scheduler. None warns.
 
@@ -210,26 +208,17 @@ class SamDiffSRPipeline(DiffusionPipeline):
             ConfigError: an option or a scheduler that does not fit the model.
         """
         choose(output_type, OUTPUTS, "output_type")
-        choose(precision, dict.fromkeys(PRECISIONS), "precision")
         _check_given(tile, clean, self.encoder)
-        report = on_warning or _warn
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         share = self.config["detail"] if detail is None else DETAIL.check(detail)
-        images = [as_pixels(one) for one in as_list(image)]
+        report, images = on_warning or _warn, [as_pixels(one) for one in as_list(image)]
         structures = check_structure(structure, self.denoiser, images, needed=return_structure)
         self.check(steps, structures[0], report)
         on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        kind = self.computed_in(precision)
-        outputs, maps, levels = [], [], []
+        kind, outputs, maps, levels = self.computed_in(precision), [], [], []
         for pixels, wanted, source in zip(images, structures, _generators(generator, len(images)), strict=True):
             one = partial(self._one, pixels, steps, wanted, source, output_type, share, tile, clean, on_step, report)
-            state = source.get_state()
-            try:
-                found, estimate, model = one(kind)
-            except FloatingPointError as error:
-                report(f"{type_name(kind)} did not suffice, {error}: the picture is computed again in float32")
-                source.set_state(state)
-                found, estimate, model = one(None)
+            found, estimate, model = _sound(one, kind, source, report)
             outputs.append(found)
             levels += [] if model.level is None else model.level.tolist()
             if return_structure and estimate is not None:
@@ -241,7 +230,12 @@ class SamDiffSRPipeline(DiffusionPipeline):
         return found if return_dict else (found.images, found.structures)[: 1 + return_structure]
 
     def computed_in(self, precision: Precision) -> torch.dtype | None:
-        """The type of the convolutions that a precision means for this model on its device; None for that of the weights."""
+        """The type of the convolutions that a precision means for this model on its device; None for that of the weights.
+
+        "auto" is the short type that the device computes natively, else float32. Noise, scheduler, base and sum stay as they
+        are. A result that is not finite, or one colour for an image of several, is computed again in float32.
+        """
+        choose(precision, dict.fromkeys(PRECISIONS), "precision")
         repeats_released = self.config["lr_divisor"] == 256
         return autocast_type(precision, self._execution_device, repeats_released=repeats_released)
 
@@ -335,6 +329,19 @@ def _check_given(tile: int | None, clean: float | None, encoder: Any) -> None:
         raise ConfigError(
             f"clean is {clean!r}, but this model was not trained to clean; leave it out, or choose another model."
         )
+
+
+def _sound(
+    one: Callable, kind: torch.dtype | None, generator: torch.Generator, report: Callable[[str], None]
+) -> tuple[Any, Canvas | None, TiledModel]:
+    """What `one` makes in a type; where that did not suffice, in that of the weights, with the same noise."""
+    state = generator.get_state()
+    try:
+        return one(kind)
+    except FloatingPointError as error:
+        report(f"{type_name(kind)} did not suffice, {error}: the picture is computed again in float32")
+    generator.set_state(state)
+    return one(None)
 
 
 def _is_number(value: Any) -> bool:
