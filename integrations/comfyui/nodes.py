@@ -116,6 +116,13 @@ class UpscaleWithSamDiffSR(io.ComfyNode):
                     default=False,
                     tooltip="Make the bicubic reduction of each result equal its input.",
                 ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", "float32", "bfloat16", "float16"],
+                    default="auto",
+                    tooltip="Number type of the networks' convolutions. auto: the short type that the device computes "
+                    "natively, else float32.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="IMAGE")],
         )
@@ -133,6 +140,7 @@ class UpscaleWithSamDiffSR(io.ComfyNode):
         tile: int,
         structure: Any,
         consistency: bool,
+        precision: Any,
     ) -> io.NodeOutput:
         from samdiffsr.upscale.settings import Settings
 
@@ -146,6 +154,7 @@ class UpscaleWithSamDiffSR(io.ComfyNode):
             tile=None if tile < 0 else tile,
             structure=structure,
             consistency=consistency,
+            precision=precision,
         )
         device = comfy.model_management.get_torch_device()
         comfy.model_management.free_memory(WORKSPACE, device)

@@ -32,7 +32,7 @@ PROMPT: dict[str, Any] = {
     "3": {
         "class_type": "SamDiffSR_Upscale",
         "inputs": {"model": ["2", 0], "image": ["1", 0], "scale": 4.0, "detail": -1.0, "clean": -1.0, "steps": 0}
-        | {"seed": 7, "tile": -1, "structure": "auto", "consistency": False},
+        | {"seed": 7, "tile": -1, "structure": "auto", "consistency": False, "precision": "auto"},
     },
     "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "large"}},
 }

@@ -53,7 +53,19 @@ def test_identities_of_the_nodes_never_change(host):
     names = [host.schema(node).display_name for node in host.nodes.values()]
     assert names == ["Load SamDiffSR Model", "Upscale with SamDiffSR"]
     assert list(inputs_of(host, UPSCALE)) == [
-        *("model", "image", "scale", "detail", "clean", "steps", "seed", "tile", "structure", "consistency")
+        *(
+            "model",
+            "image",
+            "scale",
+            "detail",
+            "clean",
+            "steps",
+            "seed",
+            "tile",
+            "structure",
+            "consistency",
+            "precision",
+        )
     ]
 
 
@@ -70,7 +82,8 @@ def test_the_node_has_the_settings_with_their_ranges_and_defaults(host):
             assert node.min in (allowed.least, OWN.get(name)) and node.max <= allowed.most
             assert node.max == allowed.most or allowed.most == float("inf")
     assert inputs["scale"].min == 1 and inputs["scale"].max == MAX_SCALE
-    assert tuple(inputs["structure"].options) == get_args(hints["structure"])
+    for name in ("structure", "precision"):
+        assert tuple(inputs[name].options) == get_args(hints[name])
     assert inputs["seed"].control_after_generate is True
 
 

@@ -1,5 +1,6 @@
 """`samdiffsr serve` as a process: the address first, then requests, then a clean end."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from support import noise_image
 
 def test_from_address_to_end(tiny_pipe_dir, tmp_path) -> None:
     command = [sys.executable, "-m", "samdiffsr", "serve", "--port", "0", "-m", str(tiny_pipe_dir), "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell without job control starts what it puts in the background deaf to Ctrl-C, and that is inherited.
+    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears)
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
