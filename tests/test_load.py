@@ -1,12 +1,11 @@
-"""A model by its name, and the device it runs on."""
+"""A model by its name."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from samdiffsr.errors import CheckpointError, ConfigError
-from samdiffsr.load import find_device, load_model
+from samdiffsr.errors import CheckpointError
+from samdiffsr.load import load_model
 from support import GOLDEN
 
 CHECKPOINT = GOLDEN / "released_small.ckpt"
@@ -31,15 +30,3 @@ def test_models_that_are_none(tmp_path: Path, kind: str) -> None:
     if "ckpt" not in kind:
         assert all(part in message for part in ("'default'", "model_index.json", ".ckpt"))
         assert message.endswith("does not exist." if kind == "missing" else "is none of these.")
-
-
-@pytest.mark.parametrize("device", ["tpu", "cpu:x", "meta", "", "cuda:99"])
-def test_device_that_is_not_there(device: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'{device}' is not available here; use 'auto' or .*cpu\."):
-        find_device(device)
-
-
-def test_devices_that_are() -> None:
-    assert find_device("cpu") == torch.device("cpu")
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert find_device("auto").type == best

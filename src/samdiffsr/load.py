@@ -1,4 +1,4 @@
-"""Load a model by name and find the device to run it on; torch and the pipeline are imported inside the functions."""
+"""Load a model by name; the pipeline is imported inside the functions."""
 
 import contextlib
 import os
@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samdiffsr.errors import CheckpointError, ConfigError
+from samdiffsr.devices import find_device
+from samdiffsr.errors import CheckpointError
 from samdiffsr.models.hub import fetch, is_hub_name
 
 if TYPE_CHECKING:
-    import torch
-
     from samdiffsr.pipeline import SamDiffSRPipeline
 
 
@@ -21,11 +20,11 @@ def load_model(name: str | os.PathLike[str], device: str = "auto") -> "SamDiffSR
     Args:
         name: "default" (the embedded model), a pipeline folder (with model_index.json), a released .ckpt file, or a model of
             the Hugging Face Hub, `user/repo` or `user/repo@revision`.
-        device: "auto" (CUDA, else MPS, else CPU) or any torch device.
+        device: "auto" or any torch device, see `find_device`.
 
     Raises:
         CheckpointError: `name` is none of these.
-        ConfigError: the device does not exist here.
+        ConfigError: the device is not here, or cannot compute.
     """
     name = os.fspath(name)
     if is_hub_name(name):
@@ -64,20 +63,3 @@ def _no_loading_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def find_device(device: str) -> "torch.device":
-    """The torch device of that name, tried out; ConfigError if it cannot be used here."""
-    import torch
-
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    try:
-        where = torch.device(there[0] if device == "auto" else device)
-        torch.empty(1, device=where).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"The device {device!r} is not available here; use 'auto' or {', '.join(there)}.") from error
-    return where

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from samdiffsr.devices import available_processors
 from samdiffsr.errors import ConfigError, SamDiffSRError
 
 CONNECT_SECONDS = 10
@@ -39,7 +40,7 @@ def in_processes(
     if workers == 1:
         yield from map(function, items)
         return
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, available_processors() // workers)
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads,))
     waiting = deque()

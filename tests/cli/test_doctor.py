@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import samdiffsr.cli.doctor
 import samdiffsr.pipeline
 from samdiffsr.cli import main
 from samdiffsr.pipeline import DEFAULT_MODEL
@@ -17,6 +18,12 @@ def doctor(*options: str) -> int:
     with pytest.raises(SystemExit) as end:
         main(["doctor", "--device", "cpu", *options])
     return end.value.code or 0
+
+
+@pytest.fixture(autouse=True)
+def _one_picture_for_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samdiffsr.cli.doctor, "SPEED_SECONDS", 0)
+    monkeypatch.setattr(samdiffsr.cli.doctor, "SPEED_SIDE", 16)
 
 
 @pytest.fixture
@@ -32,7 +39,10 @@ def test_all_is_well_here(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["problems"] == [] and found["self_test"]["difference"] <= 0.5
     assert found["versions"]["python"] == sys.version.split()[0] and found["machine"]["cores"] >= 1
-    assert found["self_test"]["auto precision"] in ("float32", "bfloat16")
+    assert 1 <= found["machine"]["usable cores"] <= found["machine"]["cores"]
+    assert found["machine"]["memory"].endswith(" GiB free")
+    assert found["speed"]["auto precision"] in ("float32", "bfloat16") and found["speed"]["engine"].startswith("torch")
+    assert found["speed"]["megapixels a second"] > 0
     assert doctor() == 0
     assert capsys.readouterr().out.endswith("All is well.\n")
 

@@ -16,6 +16,7 @@ import typer
 
 from samdiffsr import __version__
 from samdiffsr.cli import convert, doctor, evaluate, export, masks, prepare, serve, train, upscale
+from samdiffsr.devices import limit_threads
 from samdiffsr.errors import SamDiffSRError
 
 VERBS = (upscale, serve, masks, prepare, train, evaluate, convert, export, doctor)
@@ -77,6 +78,7 @@ for _verb in VERBS:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run one command (sys.argv by default) and exit."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    limit_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that is not UTF-8 must not end a verb at its last words
             stream.reconfigure(errors="backslashreplace")

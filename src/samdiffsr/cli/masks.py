@@ -99,7 +99,7 @@ def _recipe(segmenter: str, sam_model: str | None, device: str, given: dict[str,
             name = "--sam-model" if sam_model else "--device"
             raise ConfigError(f"{name} is no option of the segmenter 'felzenszwalb'; leave it out.")
         return from_text(FelzenszwalbSegmenter, given)
-    from samdiffsr.load import find_device
+    from samdiffsr.devices import find_device
     from samdiffsr.masks.automatic import GeneratorOptions
     from samdiffsr.masks.sam import DEFAULT_MODEL, SamRecipe
 

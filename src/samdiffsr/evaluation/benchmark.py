@@ -258,14 +258,19 @@ class Memory:
     """
 
     def __init__(self, device: str) -> None:
-        self.cuda = torch.device(device) if device.startswith("cuda") else None
-        if self.cuda is not None:
-            torch.cuda.reset_peak_memory_stats(self.cuda)
-        self.reset = self.cuda is None and _reset_peak()
+        self.device, self.module = device, torch.get_device_module(device)
+        if self.counted:
+            self.module.reset_peak_memory_stats(self.device)
+        self.reset = device == "cpu" and _reset_peak()
+
+    @property
+    def counted(self) -> bool:
+        """Whether torch counts the memory of this device; it does not for MPS."""
+        return hasattr(self.module, "max_memory_allocated")
 
     def peak(self) -> int | None:
-        if self.cuda is not None:
-            return torch.cuda.max_memory_allocated(self.cuda)
+        if self.counted:
+            return self.module.max_memory_allocated(self.device)
         if not self.reset:
             return None
         status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from samdiffsr import __version__
+from samdiffsr.devices import device_name
 from samdiffsr.errors import ConfigError
 from samdiffsr.evaluation.benchmark import PerceptualMetrics, Result, Score, mean_and_deviation
 from samdiffsr.evaluation.fid import FEW
@@ -137,7 +138,7 @@ def _cost(scores: Sequence[Score]) -> Document:
 
 def _machine(methods: Sequence[Method]) -> Document:
     devices = sorted({method.device for method in methods})
-    gpus = [torch.cuda.get_device_name(device) for device in devices if device.startswith("cuda")]
+    gpus = [device_name(torch.device(device)) for device in devices if device != "cpu"]
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),

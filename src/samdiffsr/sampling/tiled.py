@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samdiffsr.devices import empty_cache, free_memory
 from samdiffsr.errors import ImageError
 from samdiffsr.models.level import takes_level
 from samdiffsr.resize import SCALE, imresize_tensor
@@ -24,7 +25,6 @@ from samdiffsr.sampling.tiles import (
     Canvas,
     Window,
     automatic_tile,
-    free_memory,
     is_out_of_memory,
     tiles,
 )
@@ -266,8 +266,7 @@ class TiledModel:
                     raise
                 self._refuse_least(network, error)
             self._condition = None  # outside of the handler: by now the failed pass has let go of its tensors
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            empty_cache(self.device)
             tile = max(LEAST_TILE_LR, self._side(network) // 2)
             self._tiles[network] = tile
             self._on_warning(f"memory ran out in the {network}: going on in tiles of {tile}x{tile} pixels of the input")

@@ -1,4 +1,4 @@
-"""Windows of an image, tensors larger than memory, and how much of it there is: what exact tiled execution is made of.
+"""Windows of an image, tensors larger than memory, and tiles that fit it: exact tiled execution is made of them.
 
 docs/tiling.md says why the result does not depend on the tile.
 """
@@ -6,10 +6,8 @@ docs/tiling.md says why the result does not depend on the tile.
 import contextlib
 import errno
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -152,34 +150,6 @@ def _disk() -> Iterator[None]:
             f"Cannot keep an image of this size in the temporary folder: {error.strerror or error}; "
             "make room there, or set TMPDIR to a folder with more."
         ) from error
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device, within this process's control group too; None where that cannot be found out."""
-    if device.type == "cuda":
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    except OSError:  # not Linux
-        if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-            found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    try:
-        most, used = (
-            Path("/sys/fs/cgroup", name).read_text(encoding="utf-8").strip()
-            for name in ("memory.max", "memory.current")
-        )
-        found += [int(most) - int(used)] if most != "max" else []
-    except OSError:  # no control group
-        pass
-    return max(0, min(found)) if found else None
 
 
 def automatic_tile(
