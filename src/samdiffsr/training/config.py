@@ -82,6 +82,9 @@ class LossConfig(_Frozen):
     adversarial_start: int = Field(
         0, ge=0, description="updates before the term counts; the discriminator learns before"
     )
+    discriminator: Literal["patch", "projected"] = Field(
+        "patch", description="projected: heads on frozen features of EfficientNet-Lite0 beside the patches"
+    )
     discriminator_width: int = Field(48, ge=1, description="channels of the discriminator's first layer")
     discriminator_rate: float = Field(2e-4, gt=0, description="its learning rate, under the same warm-up and schedule")
 

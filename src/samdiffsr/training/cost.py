@@ -64,9 +64,10 @@ def estimate_cost(objective: Objective, stage: StageConfig, *, processes: int = 
                 verdict = adversarial(hr, estimate, base)
             verdict.backward()
     learning = _count(p for network in objective.trained.values() for p in network.parameters())
-    learning += _count(adversarial.parameters()) if adversarial else 0
+    learning += _count(adversarial.discriminator.parameters()) if adversarial else 0
     frozen = _count(_tensors(objective)) - _count(p for net in objective.trained.values() for p in _tensors(net))
     size = stage.data.batch // (processes * stage.data.accumulate)
+    frozen += _count(_tensors(adversarial.features)) if adversarial and adversarial.features else 0
     memory = 4 * (COPIES * learning + frozen) + size * sum(kept.values())
     return Cost(learning, frozen, stage.data.batch * counter.get_total_flops(), memory)
 

@@ -128,7 +128,7 @@ def _update_discriminator(
                 loss = adversarial(hr, estimate, base)
             state.scaler.scale(loss / len(images)).backward()
         losses.append(loss.detach())
-    _step(state.discriminator_optimizer, list(state.adversarial.parameters()), state, clip_norm)
+    _step(state.discriminator_optimizer, list(state.adversarial.discriminator.parameters()), state, clip_norm)
     return torch.stack(losses).mean()
 
 

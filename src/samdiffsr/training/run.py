@@ -108,6 +108,7 @@ def check(config: TrainConfig, stages: Sequence[str], *, photos: bool = True) ->
             to_come = stage.encoder is None and "encoder" in stages and not _is_network(_encoder_folder(config))
             encoder = encoder_objective(config).network if to_come else _trained_encoder(config)
             objectives[name] = diffusion_objective(config, encoder)
+        new_adversarial_loss(stage.loss, config.seed)
         if photos:
             open_photos(config, stage)
     return objectives

@@ -194,5 +194,5 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
 def _discriminator_adamw(adversarial: AdversarialLoss, loss: LossConfig, beta2: float) -> torch.optim.Optimizer:
-    groups = [{"params": list(adversarial.parameters()), "base": loss.discriminator_rate}]
+    groups = [{"params": list(adversarial.discriminator.parameters()), "base": loss.discriminator_rate}]
     return torch.optim.AdamW(groups, lr=loss.discriminator_rate, betas=(DISCRIMINATOR_BETA1, beta2), weight_decay=0.0)
