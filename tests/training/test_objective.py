@@ -9,6 +9,7 @@ import torch
 
 from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError
 from samdiffsr.data.dataset import PreparedPhotos
+from samdiffsr.errors import ConfigError
 from samdiffsr.structure import ENCODINGS
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, EncoderLossConfig, LossConfig, OptimConfig
 from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, normal, uniform
@@ -63,18 +64,43 @@ def test_structure_reaches_the_noise(photos):
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_without_regions_the_position_map_is_the_structure_map(photos, tmp_path, weight):
     """Through the crops that a run reads, with and without a head that needs the position map anyway."""
-    options = [f"diffusion.structure_weight={weight}", "diffusion.structure.regions=false"]
+    options = [f"diffusion.structure_weight={weight}", "diffusion.structure.map=position"]
     config = tiny(photos, tmp_path, *options)
     batch = open_photos(config, config.diffusion).batch(0, 0, 2)
     assert batch.position is not None and float((batch.position - batch.structure).abs().max()) > 0.1
     of_position = replace(batch, structure=batch.position)
     ablated, plain = (
-        _stage(shift="released", structure_weight=weight, structure={"regions": regions})[0]
-        for regions in (False, True)
+        _stage(shift="released", structure_weight=weight, structure={"map": kind})[0]
+        for kind in ("position", "regions")
     )
     expected = {name: term.item() for name, term in terms_of(plain, of_position).items()}
     assert {name: term.item() for name, term in terms_of(ablated, batch).items()} == expected
     assert terms_of(plain, batch)["pixel"].item() != expected["pixel"]
+
+
+@pytest.mark.parametrize("kind", ["constant", "other"])
+def test_a_control_stands_for_the_structure_map(photos, kind):
+    """The loss is that of the same batch whose structure maps are the control's."""
+    batch = examples(photos)
+    first, second = batch.structure
+    assert not torch.equal(first, second)
+    level = batch.structure.double().pow(2).mean(dim=(1, 2, 3)).sqrt().float()
+    stand_in = {"constant": level[:, None, None, None].expand_as(batch.structure), "other": torch.stack([second, first])}
+    options = {"shift": "bridge", "structure_weight": 0.1}
+    control, plain = (_stage(**options, structure={"map": name})[0] for name in (kind, "regions"))
+    expected = terms_of(plain, replace(batch, structure=stand_in[kind]))
+    found = terms_of(control, batch)
+    assert {name: term.item() for name, term in found.items()} == pytest.approx(
+        {name: term.item() for name, term in expected.items()}, rel=1e-5
+    )
+    assert found["pixel"].item() != pytest.approx(terms_of(plain, batch)["pixel"].item(), rel=1e-5)
+
+
+def test_the_map_of_another_crop_needs_another_crop(photos):
+    loss, _ = _stage(shift="released", structure={"map": "other"})
+    alone = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 1)
+    with pytest.raises(ConfigError, match="larger diffusion.data.batch"):
+        terms_of(loss, alone)
 
 
 def test_rollout_feeds_the_networks_own_estimate(photos):

@@ -104,10 +104,13 @@ class EncoderLossConfig(LossConfig):
     )
 
 
-class StructureConfig(_Frozen):
-    """The structure maps that a stage learns from; the prepared folder must have been made so, but for `regions`."""
+Map = Literal["regions", "position", "constant", "other"]
 
-    regions: bool = Field(True, description="false: the position map alone, not averaged over regions; an ablation")
+
+class StructureConfig(_Frozen):
+    """The structure maps that a stage learns from; the prepared folder must have been made so, but for `map`."""
+
+    map: Map = Field("regions", description="what is learnt from; all but regions are controls, see docs/training.md")
     encoding: Encoding = "rope"
     mean_over: MeanOver = "region"
     overlap: Overlap = "sum"
@@ -203,7 +206,7 @@ class DiffusionConfig(StageConfig):
     @property
     def needs_position(self) -> bool:
         """Whether batches must hold the position map: for the structure head, or in place of the structure map."""
-        return self.structure_weight > 0 or not self.structure.regions
+        return self.structure_weight > 0 or self.structure.map == "position"
 
     @property
     def warning(self) -> str | None:

@@ -1,6 +1,7 @@
 """The losses of both stages: each objective draws its noise and turns a batch into loss terms."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samdiffsr.data.dataset import Batch
+from samdiffsr.errors import ConfigError
 from samdiffsr.models.level import takes_level
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, LossConfig
@@ -21,6 +23,33 @@ WORDS = 8  # of 64 bits for each example
 
 PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 """Means over all elements: L1 is the released code's, L2 the paper's (Eq. 9)."""
+
+
+def _position(batch: Batch) -> Tensor:
+    assert batch.position is not None
+    return batch.position
+
+
+def constant_map(structure: Tensor) -> Tensor:
+    """The root mean square of each map (N, 1, H, W), everywhere in it."""
+    return structure.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().expand_as(structure)
+
+
+def _others(batch: Batch) -> Tensor:
+    if len(batch.structure) < 2:
+        raise ConfigError(
+            "diffusion.structure.map is 'other', but each micro-batch holds one crop; choose a larger diffusion.data.batch."
+        )
+    return batch.structure.roll(1, dims=0)
+
+
+MAPS: dict[str, Callable[[Batch], Tensor]] = {
+    "regions": lambda batch: batch.structure,
+    "position": _position,
+    "constant": lambda batch: constant_map(batch.structure),
+    "other": _others,
+}
+"""Of `diffusion.structure.map`: what stands for the structure maps of a batch, (N, 1, H, W)."""
 
 
 class Outcome(NamedTuple):
@@ -125,9 +154,7 @@ class DiffusionObjective(Objective):
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """Gradients reach the encoder, if it learns, through its features; the base is never part of the graph."""
         scale, t = self.config.residual_scale, draws["t"]
-        if not self.config.structure.regions:
-            assert batch.position is not None
-            batch = replace(batch, structure=batch.position)
+        batch = replace(batch, structure=MAPS[self.config.structure.map](batch))
         with nullcontext() if "encoder" in self.trained else torch.no_grad():
             given = {"with_image": self.config.base == "encoder"} | level_for(self.encoder, batch.level)
             features, image = self.encoder.encode(batch.lr, **given)  # pyright: ignore[reportCallIssue]
