@@ -53,6 +53,7 @@ ELSEWHERE = {
     "samdiffsr upscale .*[.]ckpt": "tests/cli/test_verbs.py::test_convert",
     "(samdiffsr export|python folder/run_onnx)": "tests/export/test_export.py::test_default_model_agrees_with_its_pipeline",
     "samdiffsr train run/model/.*safetensors": "tests/training/test_config.py::test_weights_carry_their_configuration",
+    "python runs/study": "tests/test_study.py::test_interrupted_it_goes_on_and_the_table_has_the_arms",
     "torchrun": "tests/training/test_resume.py::test_two_nodes_make_the_weights_of_one_process",
 }
 """Run by another test, with these or smaller values."""

@@ -1,0 +1,124 @@
+"""The settings and the arms of the study, all as overrides of a preset: `--set` wins over them."""
+
+from dataclasses import dataclass
+
+MAPS = {
+    "none": "no map: E^ = 0",
+    "head": "the model's own estimate, with the position in the whole photograph",
+    "truth": "the map of the photograph's masks: the oracle",
+    "felzenszwalb": "regions of similar colour in the whole bicubically enlarged photograph",
+    "other": "the true map of another photograph",
+    "position": "the position map, not averaged over regions",
+    "base": "no diffusion: the base alone (detail 0)",
+    "constant": "the root mean square of the true map, everywhere",
+}
+"""Where E^ comes from while sampling."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network to train.
+
+    Attributes:
+        overrides: of `diffusion`, beside the setting's.
+        maps: of `MAPS`; the network is scored with each.
+        reference: the arm whose scores are subtracted.
+    """
+
+    overrides: tuple[str, ...]
+    maps: tuple[str, ...]
+    reference: str = "none"
+
+
+_HEAD = "structure_weight=0.1"
+_PAPER, _BRIDGE = ("shift=paper", _HEAD), ("shift=bridge", _HEAD)
+ARMS = {
+    "none": Arm(("shift=none",), ("none", "base")),
+    "paper": Arm(_PAPER, ("truth", "head", "felzenszwalb", "other")),
+    "bridge": Arm(_BRIDGE, ("truth", "head", "felzenszwalb")),
+    "released": Arm(("shift=released",), ("none", "truth")),
+    "bridge-other": Arm((*_BRIDGE, "structure.map=other"), ("other",)),
+    "bridge-constant": Arm((*_BRIDGE, "structure.map=constant"), ("constant",)),
+    "bridge-position": Arm((*_BRIDGE, "structure.map=position"), ("position",)),
+    "paper-other": Arm((*_PAPER, "structure.map=other"), ("other",)),
+    "paper-constant": Arm((*_PAPER, "structure.map=constant"), ("constant",)),
+    "paper-position": Arm((*_PAPER, "structure.map=position"), ("position",)),
+    # The head shares nothing with the denoiser but the encoder: it can teach only one that learns.
+    "learning": Arm(("shift=none", "encoder_rate=0.1"), ("none",)),
+    "learning-head": Arm(("shift=none", "encoder_rate=0.1", _HEAD), ("none",), "learning"),
+    "learning-paper": Arm((*_PAPER, "encoder_rate=0.1"), ("truth", "head"), "learning"),
+}
+
+CONTRASTS = (
+    ("paper/truth", "paper-other/other"),
+    ("paper/truth", "paper-constant/constant"),
+    ("paper/truth", "paper-position/position"),
+    ("paper/head", "paper/truth"),
+    ("paper/felzenszwalb", "paper/truth"),
+    ("paper/other", "paper/truth"),
+    ("bridge/truth", "bridge-other/other"),
+    ("bridge/truth", "bridge-constant/constant"),
+    ("bridge/truth", "bridge-position/position"),
+    ("bridge/head", "bridge/truth"),
+    ("bridge/felzenszwalb", "bridge/truth"),
+)
+"""Pairs of arm/map to subtract, besides each arm and its reference."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms of a study have in common.
+
+    Attributes:
+        preset: of `samdiffsr train`.
+        common: overrides of the preset, at any size.
+        small: overrides that make it fit a CPU and an hour.
+        posterior: whether the shift `paper` predicts the noise of the posterior, as its equations have it.
+        side: of the held-out photographs' central squares, in HR pixels, at size "small".
+    """
+
+    preset: str
+    common: tuple[str, ...]
+    small: tuple[str, ...]
+    posterior: bool
+    side: int
+
+
+_ALL = ("tensorboard=false", "diffusion.optim.clip_norm=null")  # a norm over head and denoiser would couple them
+_NOISE = (*_ALL, "diffusion.target=marginal_noise")
+_FEW_CROPS = ("diffusion.data={crop_lr: 16, batch: 8, candidates: 1}", "diffusion.optim.warmup=20")
+_SHORT = tuple(
+    f"diffusion.optim.{override}"
+    for override in ("schedule=cosine", "step_every=null", "learning_rate=1.0e-3", "ema_decay=0.99")
+)
+_SMALL_ENCODER = (
+    "encoder.network={channels: 32, blocks: 3, growth: 16}",
+    "encoder.data={crop_lr: 16, batch: 8}",
+    "encoder.optim={updates: 600, learning_rate: 1.0e-3, warmup: 20, ema_decay: 0.99}",
+)
+SETTINGS = {
+    # Few steps over a frozen encoder's estimate.
+    "light": Setting(
+        "light-cpu",
+        (*_ALL, "diffusion.loss.features_weight=0"),
+        (*_FEW_CROPS, "diffusion.network={width: 64, blocks: 4}"),
+        False,
+        128,
+    ),
+    # The paper's process (the residual over bicubic, noise targets, all of 100 steps) with the light networks.
+    "paper-light": Setting(
+        "paper",
+        (*_NOISE, "family=light", "diffusion.network={}", "diffusion.optim.optimizer=muon"),
+        (*_FEW_CROPS, *_SHORT, "diffusion.network={width: 48, blocks: 3}", "diffusion.optim.precision=bfloat16"),
+        True,
+        96,
+    ),
+    # The same with the paper's networks.
+    "paper": Setting(
+        "paper",
+        _NOISE,
+        (*_FEW_CROPS, *_SHORT, "diffusion.network={dim: 16, multipliers: [1, 2, 2]}", *_SMALL_ENCODER),
+        True,
+        64,
+    ),
+}

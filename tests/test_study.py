@@ -1,0 +1,145 @@
+"""runs/study at a size of seconds: the arms are pairs, the command goes on where it stood, and the intervals are right."""
+
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from samdiffsr.data.prepare import prepare_folder
+from samdiffsr.training.config import load_config
+from support import ROOT, lines, photograph, write_masks
+
+FOLDER = ROOT / "runs/study"
+TINY = (
+    "diffusion.network={width: 8, blocks: 1}",
+    "diffusion.data={crop_lr: 8, batch: 2}",
+    "diffusion.optim.warmup=0",
+    "diffusion.optim.precision=float32",
+)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Modules of the study by name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Photographs and masks: a and b prepared for training, c and d held out."""
+    root = tmp_path_factory.mktemp("study")
+    for folder in ("photos", "heldout", "masks"):
+        (root / folder).mkdir()
+    for number, (stem, folder) in enumerate({"a": "photos", "b": "photos", "c": "heldout", "d": "heldout"}.items()):
+        photograph(number, (64, 48)).save(root / folder / f"{stem}.png")
+        _, x = np.mgrid[:48, :64]
+        write_masks(root / f"masks/{stem}.json", [x < 20 + number, x >= 20 + number])
+    prepare_folder(root / "photos", root / "masks", root / "data")
+    return root
+
+
+def study(place, *more, output="out"):
+    options = ["--data", "data", "--heldout", "heldout", "--masks", "masks", "--setting", "light", "--side", "32"]
+    overrides = [word for override in TINY for word in ("--set", override)]
+    words = [sys.executable, str(FOLDER), output, *options, "--seeds", "0", "--updates", "2", *overrides, *more]
+    return subprocess.run(words, cwd=place, capture_output=True, text=True, check=False)
+
+
+def test_interrupted_it_goes_on_and_the_table_has_the_arms(place):
+    done = study(place, "--arms", "none")
+    assert done.returncode == 0, done.stderr
+    scores = place / "out/light/scores"
+    first = (scores / "0-none.json").stat().st_mtime_ns
+    arms = ("--arms", "none", "paper", "learning-head")
+    assert study(place, *arms).returncode == 0
+    assert (scores / "0-none.json").stat().st_mtime_ns == first, "it was trained or scored again"
+    table = (place / "out/light/table.md").read_text()
+    for row in (
+        "none/none",
+        "none/base",
+        "paper/truth",
+        "paper/head",
+        "paper/truth - none/none",
+        "paper/head - paper/truth",
+    ):
+        assert f"| {row} |" in table
+    assert "learning-head/none - learning" not in table, "an arm that was not trained was subtracted"
+    assert "paper/truth - none/none" in (place / "out/light/differences.svg").read_text()
+    assert len(list((place / "out/light/pictures").iterdir())) == 2
+
+    made = (scores / "0-paper.json").read_bytes()
+    (scores / "0-paper.json").unlink()
+    assert study(place, *arms).returncode == 0
+    assert (scores / "0-paper.json").read_bytes() == made
+
+    runs = place / "out/light/runs"
+    losses = {
+        name: lines(runs / f"{name}-0/diffusion/metrics.jsonl")[0]["pixel"]
+        for name in ("none", "learning-head", "paper")
+    }
+    assert losses["none"] == losses["learning-head"], "not the same weights, crops and noise"
+    assert losses["none"] != losses["paper"]
+    rows = {row["map"]: row for row in json.loads(made) if row["image"] == "c"}
+    assert rows["truth"]["map_error"] == 0 < min(rows[name]["map_error"] for name in ("head", "other", "felzenszwalb"))
+
+    other = study(place, "--arms", "none", "--size", "full")
+    assert other.returncode == 2 and "use a new folder" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_a_photograph_that_was_trained_on_is_refused(place):
+    done = study(place, "--arms", "none", "--heldout", "photos", output="other")
+    assert done.returncode == 2 and "in the prepared folder too" in done.stderr
+    assert not (place / "other").exists(), "the right command would be refused now"
+
+
+def test_every_arm_of_every_setting_is_a_valid_configuration(module):
+    arms, main = module("arms"), FOLDER / "__main__.py"
+    spec = importlib.util.spec_from_file_location("study_main", main)
+    assert spec and spec.loader
+    study_main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study_main)
+    for setting in arms.SETTINGS:
+        for size in ("small", "full"):
+            options = study_main._parse(["out", "--data", "d", "--heldout", "h", "--masks", "m", "--size", size])
+            for arm, given in arms.ARMS.items():
+                config = study_main.configuration(options, setting, "run", study_main.overrides(setting, arm, 3))
+                assert config.diffusion.shift == given.overrides[0].partition("=")[2]
+                posterior = setting != "light" and config.diffusion.shift == "paper"
+                assert (config.diffusion.target == "posterior_noise") == posterior
+                plain = load_config(
+                    arms.SETTINGS[setting].preset, ["photos=d", "output=o", "diffusion.loss.features_weight=0"]
+                ).diffusion
+                assert config.diffusion.loss.pixel == plain.loss.pixel and config.diffusion.steps == plain.steps
+
+
+def test_intervals(module):
+    """They cover the truth about as often as they say, and know that seeds and images both vary."""
+    interval = module("summary").interval
+    assert interval(np.full((3, 5), 0.25)) == pytest.approx((0.25, 0.25, 0.25))
+    rng, covered, trials = np.random.default_rng(0), 0, 60
+    for _ in range(trials):
+        of_images, of_seeds = rng.normal(0.5, 1, (1, 30)), rng.normal(0, 1, (20, 1))
+        _, low, high = interval(of_images + of_seeds + rng.normal(0, 0.3, (20, 30)))
+        covered += low < 0.5 < high
+    assert 0.83 * trials < covered <= trials
+    mean, low, high = interval(np.array([[1.0, 2.0, np.nan], [1.5, 2.5, np.nan]]))
+    assert mean == 1.75 and 1 <= low < mean < high <= 2.5
+
+
+def test_edges_are_judged_at_borders_and_inside(module):
+    heldout = module("heldout")
+    rows = np.arange(32)
+    left = (rows[None, :] < 16) & np.ones((32, 1), bool)
+    border = heldout._border([np.flatnonzero(left.T), np.flatnonzero(~left.T)], (32, 32))
+    assert border[0].nonzero()[0].tolist() == [13, 14, 15, 16, 17]
+    hr = np.full((32, 32, 3), 100, np.uint8)
+    hr[:, 16:] = 150
+    flat = np.full_like(hr, 100)
+    photo = heldout.Photograph("a", hr, np.zeros((8, 8, 3), np.uint8), {}, border)
+    found = heldout.scores(flat, photo, lambda sr, hr: 0.0)
+    assert found["edge_border"] > 5 and found["edge_inside"] == 0
