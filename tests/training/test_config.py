@@ -78,7 +78,7 @@ def test_released_and_paper_say_what_they_are():
     assert found.pop("loss")[1]["pixel"] == "l2"
     assert found.pop("shift") == ("released", "paper")
     assert found.pop("target") == ("marginal_noise", "posterior_noise")
-    assert found.pop("structure")[0] == {"regions": True, "encoding": "rope", "mean_over": "image", "overlap": "last"}
+    assert found.pop("structure")[0] == {"map": "regions", "encoding": "rope", "mean_over": "image", "overlap": "last"}
     assert found == {"structure_weight": (0.0, 0.1)}
 
 

@@ -78,6 +78,15 @@ def test_without_regions_the_position_map_is_the_structure_map(photos, tmp_path,
     assert terms_of(plain, batch)["pixel"].item() != expected["pixel"]
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_the_head_teaches_an_encoder_that_learns_and_never_the_denoiser(photos, rate):
+    loss, network = _stage(shift="none", structure_weight=0.1, encoder_rate=rate)
+    terms_of(loss, examples(photos))["structure"].backward()
+    taught = {name.partition(".")[0] for name, one in network.named_parameters() if one.grad is not None}
+    assert taught == {"structure_head"}
+    assert any(one.grad is not None for one in loss.encoder.parameters()) == (rate > 0)
+
+
 @pytest.mark.parametrize("kind", ["constant", "other"])
 def test_a_control_stands_for_the_structure_map(photos, kind):
     """The loss is that of the same batch whose structure maps are the control's."""
@@ -85,7 +94,10 @@ def test_a_control_stands_for_the_structure_map(photos, kind):
     first, second = batch.structure
     assert not torch.equal(first, second)
     level = batch.structure.double().pow(2).mean(dim=(1, 2, 3)).sqrt().float()
-    stand_in = {"constant": level[:, None, None, None].expand_as(batch.structure), "other": torch.stack([second, first])}
+    stand_in = {
+        "constant": level[:, None, None, None].expand_as(batch.structure),
+        "other": torch.stack([second, first]),
+    }
     options = {"shift": "bridge", "structure_weight": 0.1}
     control, plain = (_stage(**options, structure={"map": name})[0] for name in (kind, "regions"))
     expected = terms_of(plain, replace(batch, structure=stand_in[kind]))
@@ -99,7 +111,7 @@ def test_a_control_stands_for_the_structure_map(photos, kind):
 def test_the_map_of_another_crop_needs_another_crop(photos):
     loss, _ = _stage(shift="released", structure={"map": "other"})
     alone = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 1)
-    with pytest.raises(ConfigError, match="larger diffusion.data.batch"):
+    with pytest.raises(ConfigError, match="choose a larger"):
         terms_of(loss, alone)
 
 
