@@ -34,6 +34,8 @@ _HEAD = "structure_weight=0.1"
 _PAPER, _BRIDGE = ("shift=paper", _HEAD), ("shift=bridge", _HEAD)
 ARMS = {
     "none": Arm(("shift=none",), ("none", "base")),
+    # Must be `none` to the bit, as the encoder is frozen: nothing but the shift tells the other arms from it.
+    "none-head": Arm(("shift=none", _HEAD), ("none",)),
     "paper": Arm(_PAPER, ("truth", "head", "felzenszwalb", "other")),
     "bridge": Arm(_BRIDGE, ("truth", "head", "felzenszwalb")),
     "released": Arm(("shift=released",), ("none", "truth")),
@@ -84,7 +86,9 @@ class Setting:
     side: int
 
 
-_ALL = ("tensorboard=false", "diffusion.optim.clip_norm=null")  # a norm over head and denoiser would couple them
+# A norm over head and denoiser would couple them, and so would Muon, which treats the last convolution in another way than the
+# others: with a head that is the head's.
+_ALL = ("tensorboard=false", "diffusion.optim.clip_norm=null", "diffusion.optim.optimizer=adamw")
 _NOISE = (*_ALL, "diffusion.target=marginal_noise")
 _FEW_CROPS = ("diffusion.data={crop_lr: 16, batch: 8, candidates: 1}", "diffusion.optim.warmup=20")
 _SHORT = tuple(
@@ -108,7 +112,7 @@ SETTINGS = {
     # The paper's process (the residual over bicubic, noise targets, all of 100 steps) with the light networks.
     "paper-light": Setting(
         "paper",
-        (*_NOISE, "family=light", "diffusion.network={}", "diffusion.optim.optimizer=muon"),
+        (*_NOISE, "family=light", "diffusion.network={}"),
         (*_FEW_CROPS, *_SHORT, "diffusion.network={width: 48, blocks: 3}", "diffusion.optim.precision=bfloat16"),
         True,
         96,
