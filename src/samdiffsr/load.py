@@ -26,29 +26,38 @@ def load_model(name: str | os.PathLike[str], device: str = "auto") -> "SamDiffSR
         CheckpointError: `name` is none of these.
         ConfigError: the device is not here, or cannot compute.
     """
-    name = os.fspath(name)
-    if is_hub_name(name):
-        name = str(fetch(name))
-    path = Path(name)
-    folder = os.path.isfile(path / "model_index.json")
-    if not (name == "default" or folder or (os.path.isfile(path) and path.suffix == ".ckpt")):
-        wanted = (
-            "'default', a pipeline folder (one with model_index.json), a released .ckpt file or user/repo of the Hub"
-        )
-        what = "does not exist" if not os.path.exists(path) else "is none of these"
-        raise CheckpointError(f"The model must be {wanted}, but '{name}' {what}.")
+    path = find_model(name)
     where = find_device(device)
     with _no_loading_bar():
-        if path.suffix == ".ckpt" and not folder:
+        if path.is_file():
             from samdiffsr.released import load_released
 
             pipe = load_released(path)
         else:
             from samdiffsr.pipeline import SamDiffSRPipeline
 
-            pipe = SamDiffSRPipeline.from_pretrained(name)
+            pipe = SamDiffSRPipeline.from_pretrained(path)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(where)
+
+
+def find_model(name: str | os.PathLike[str]) -> Path:
+    """The folder or the .ckpt file of a model that `load_model` takes; one of the Hub is fetched.
+
+    Raises:
+        CheckpointError: `name` is none.
+    """
+    name = os.fspath(name)
+    if name == "default":
+        from samdiffsr.pipeline import DEFAULT_MODEL
+
+        return DEFAULT_MODEL
+    path = fetch(name) if is_hub_name(name) else Path(name)
+    if os.path.isfile(path / "model_index.json") or (os.path.isfile(path) and path.suffix == ".ckpt"):
+        return path
+    wanted = "'default', a pipeline folder (one with model_index.json), a released .ckpt file or user/repo of the Hub"
+    what = "does not exist" if not os.path.exists(path) else "is none of these"
+    raise CheckpointError(f"The model must be {wanted}, but '{name}' {what}.")
 
 
 @contextlib.contextmanager

@@ -333,6 +333,14 @@ def test_every_scheduler_samples_on_the_models_own_betas(name, tiny_pipe, tiny_p
     assert method.record["timesteps"] == 100 and method.sampled
 
 
+def test_a_folder_whose_name_looks_like_settings(tiny_pipe_dir):
+    folder = tiny_pipe_dir.rename(tiny_pipe_dir.with_name("a@steps=1"))
+    with pytest.raises(SamDiffSRError, match=r"'[^']*/a' does not exist"):
+        model(str(folder), "cpu")
+    assert model(f"{folder}@", "cpu").record["steps"] == 2
+    assert model(f"{folder}@steps=3", "cpu").record["steps"] == 3
+
+
 def test_the_checksum_is_that_of_sha256sum(bench):
     import subprocess
 

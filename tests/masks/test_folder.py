@@ -14,10 +14,10 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from masks.tiny_sam import tiny_sam
-from samdiffsr.images import read_image
+from samdiffsr.images import list_images, read_image
 from samdiffsr.masks.automatic import GeneratorOptions
 from samdiffsr.masks.felzenszwalb import FelzenszwalbSegmenter
-from samdiffsr.masks.folder import MaskJob, list_photographs, make_masks, mask_folder
+from samdiffsr.masks.folder import MaskJob, make_masks, mask_folder
 from samdiffsr.masks.records import read_records
 from samdiffsr.masks.sam import SamRecipe
 from support import contents, photograph
@@ -31,7 +31,7 @@ def test_every_kind_of_photograph(photos, tmp_path):
     names = {"a", "b", "c", "d", "e", "masks"}
     expected = {f"{n}.json" for n in names} | {f"preview/{n}.png" for n in names} | {"masks.options", "contact.png"}
     assert set(contents(tmp_path / "m")) == expected
-    for file in list_photographs(photos):
+    for file in list_images(photos):
         rgb = read_image(file).rgb
         assert json.loads((tmp_path / f"m/{file.stem}.json").read_text()) == [r.record() for r in RECIPE(rgb)]
         records = read_records(tmp_path / f"m/{file.stem}.json", (36, 48))

@@ -98,7 +98,7 @@ def test_the_pace():
     [
         (("-i", "empty"), "no image"),
         (("-i", "nowhere"), "nowhere"),
-        (("-i", "twice"), "x.json"),
+        (("-i", "twice"), "have one name; rename one"),
         (("-o", "hr", "--preview", ""), "another folder for the masks"),
         (("--shard", "3"), "I/N"),
         (("--shard", "3/2"), "1/2 to 2/2"),

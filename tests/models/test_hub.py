@@ -1,9 +1,11 @@
 """Models of the Hub, from a server of our own that speaks its HTTP API: revisions, the cache without network, sentences."""
 
+import ast
 import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from samdiffsr.evaluation.methods import model
 from samdiffsr.models.hub import is_hub_name
 
-COMMITS = {"main": "1" * 40, "v2": "2" * 40, "broken": "3" * 40}
+COMMITS = {"main": "1" * 40, "v2": "2" * 40, "broken": "3" * 40, "v1": "4" * 40}
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -88,12 +91,15 @@ def hub(tmp_path: Path) -> Iterator[tuple[ThreadingHTTPServer, list[str]]]:
     server.server_close()
 
 
-def fetch(port: int, name: str, tmp_path: Path) -> str:
+FETCH = "from samdiffsr.models.hub import fetch\nprint(fetch(sys.argv[1]))"
+EVALUATE = "from samdiffsr.evaluation.methods import model\nprint(model(sys.argv[1], 'cpu').record)"
+
+
+def fetch(port: int, name: str, tmp_path: Path, script: str = FETCH) -> str:
     """The folder or the sentence, from a process of its own, because the Hub's library reads its address when imported."""
-    code = (
-        "import sys\nfrom samdiffsr.errors import SamDiffSRError\nfrom samdiffsr.models.hub import fetch\n"
-        "try:\n    print(fetch(sys.argv[1]))\nexcept SamDiffSRError as error:\n    print('Error:', error)"
-    )
+    lines = "\n    ".join(script.splitlines())
+    code = f"import sys\nfrom samdiffsr.errors import SamDiffSRError\ntry:\n    {lines}\n"
+    code += "except SamDiffSRError as error:\n    print('Error:', error)"
     here = {
         "HF_ENDPOINT": f"http://127.0.0.1:{port}",
         "HF_HOME": str(tmp_path / "home"),
@@ -131,6 +137,16 @@ def test_weights_are_fetched_and_serve_again_without_network(hub, tmp_path) -> N
 )
 def test_one_sentence_for_what_cannot_be_had(hub, tmp_path, name, sentence) -> None:
     assert fetch(hub[0].server_port, name, tmp_path).startswith(f"Error: {sentence}")
+
+
+@pytest.mark.parametrize(("spec", "steps"), [("me/small@v1@steps=1,detail=0.5", 1), ("me/small@v1", 2)])
+def test_a_revision_and_settings_to_evaluate(hub, tmp_path, tiny_pipe_dir, spec, steps) -> None:
+    """The last @ belongs to the settings only where an = stands behind it; and the record has the weights' checksum."""
+    shutil.copytree(tiny_pipe_dir, tmp_path / "hub" / COMMITS["v1"], dirs_exist_ok=True)
+    (tmp_path / "hub" / COMMITS["v1"] / "denoiser/weights.safetensors").unlink()
+    record = ast.literal_eval(fetch(hub[0].server_port, spec, tmp_path, EVALUATE))
+    assert (record["model"], record["steps"]) == ("me/small@v1", steps)
+    assert record["sha256"] == model(str(tiny_pipe_dir), "cpu").record["sha256"]
 
 
 def test_a_path_is_never_asked_of_the_network(tmp_path, monkeypatch) -> None:

@@ -58,7 +58,7 @@ def test_validation_changes_nothing(photos, tmp_path, validation_folder):
 def test_validation_folders_that_cannot_be_used(photos, tmp_path):
     config = tiny(photos, tmp_path / "run", f"validation.photos={tmp_path}")
     (tmp_path / "._notes.png").write_bytes(b"what macOS leaves beside a picture")
-    with pytest.raises(SamDiffSRError, match="has no image"):
+    with pytest.raises(SamDiffSRError, match="no image in the folder"):
         train_encoder(config, resume=False, on_update=quiet)
     Image.new("RGB", (64, 31)).save(tmp_path / "small.png")
     with pytest.raises(SamDiffSRError, match=r"small\.png.*32x32"):

@@ -10,7 +10,7 @@ import pytest
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.load import load_model
 from samdiffsr.upscale.batch import Progress, Report, upscale_files
-from samdiffsr.upscale.cluster import Work, _pipeline, upscale_on_cluster, upscale_work
+from samdiffsr.upscale.cluster import Outcomes, Work, _pipeline, upscale_on_cluster, upscale_work
 from samdiffsr.upscale.plan import Job, plan
 from samdiffsr.upscale.settings import FileSettings, Settings
 from support import contents, noise_image, settings_of
@@ -175,9 +175,23 @@ def test_what_concerns_all_images_is_raised(tiny_pipe_dir: Path, tmp_path: Path)
     assert upscale_on_cluster(run, []) == Report()
 
 
-@pytest.mark.parametrize(
-    ("option", "reason"), [("uncertainty", "uncertainty cannot"), ("save_structure", "structure maps cannot")]
-)
-def test_pictures_beside_a_result_are_refused_on_a_cluster(option: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=f"{reason} be saved on a cluster; leave out"):
+def test_the_model_is_named_as_every_machine_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path from the root, but a name of the Hub as it is."""
+    monkeypatch.chdir(tmp_path)
+    source, asked = noise_image(tmp_path / "a.png"), []
+
+    def note(works: list[Work]) -> Outcomes:
+        asked.extend(work.model for work in works)
+        return ((Report(), 0.0) for _ in works)
+
+    for model in ("default", "me/small@v1.0", "models/mine"):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        upscale_on_cluster(note, plan([source], tmp_path / "o"), model=model)
+    assert asked == ["default", "me/small@v1.0", str(tmp_path / "models/mine")]
+
+
+@pytest.mark.parametrize("option", ["uncertainty", "save_structure"])
+def test_pictures_beside_a_result_are_refused_on_a_cluster(option: str) -> None:
+    flag = "--" + option.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"{flag} saves no pictures on a cluster; leave out {flag} or --cluster"):
         upscale_on_cluster(lambda works: iter(()), [], files=FileSettings(**{option: True}))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samdiffsr.cli.options import Device, Overwrite
+from samdiffsr.cli.options import MODELS, Device, Overwrite
 
 if TYPE_CHECKING:
     from samdiffsr.evaluation.methods import Method
@@ -32,7 +32,7 @@ Model = Annotated[
         "-m",
         "--model",
         metavar="MODEL[@steps=N,scheduler=NAME,detail=F,clean=F,precision=NAME]",
-        help="'default', a pipeline folder or a released .ckpt file; repeatable.  [default: 'default', if nothing is given]",
+        help=f"{MODELS}; repeatable.  [default: 'default', if nothing is given]",
     ),
 ]
 Outputs = Annotated[
@@ -155,8 +155,9 @@ def _refuse_without_originals(
 def _judge(lr: Path, output: Path, models: list[str], baselines: list[str], seeds: list[int], device: str) -> None:
     """Judge results without originals."""
     from samdiffsr.evaluation import blind
+    from samdiffsr.images import list_images
 
-    blind.input_files(lr)  # before the models are loaded
+    list_images(lr, distinct=True)  # before the models are loaded
     rows, _ = _methods(baselines, [], models, [], device)
     settings = {"lr": str(lr), "models": models, "baselines": baselines, "seeds": seeds, "device": device}
     with _bar() as progress:

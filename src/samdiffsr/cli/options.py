@@ -73,16 +73,12 @@ Cluster = Annotated[
         help="Work on a Ray cluster instead of here: auto (the one of this machine), local (started here), or an address (ray://head:10001).",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="Where the networks run: auto, cpu, cuda, cuda:1, mps, ...")]
-Model = Annotated[
-    str,
-    typer.Option(
-        "-m",
-        "--model",
-        metavar="NAME",
-        help="'default', a pipeline folder, a released .ckpt file, or user/repo[@revision] of the Hugging Face Hub.",
-    ),
-]
+DEVICES = "auto, cpu, cuda, cuda:1, xpu or mps"
+Device = Annotated[str, typer.Option(metavar="NAME", help=f"Where the networks run: {DEVICES}.")]
+MODELS = "'default', a pipeline folder, a released .ckpt file, or user/repo[@revision] of the Hugging Face Hub"
+"""The help of every option that names a model, without the full stop."""
+
+Model = Annotated[str, typer.Option("-m", "--model", metavar="NAME", help=f"{MODELS}.")]
 Overwrite = Annotated[bool, option_of(FileSettings, "overwrite")]
 MaxPixels = Annotated[int, option_of(FileSettings, "max_pixels")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; repeatable.")]

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from samdiffsr.cli.options import DEVICES, MODELS, MaxPixels
 from samdiffsr.errors import ConfigError
 
 Host = Annotated[str, typer.Option(metavar="NAME", help="Address to listen at; 0.0.0.0 is every one of this machine.")]
@@ -15,22 +16,14 @@ Models = Annotated[
         "-m",
         "--model",
         metavar="NAME",
-        help="'default', a pipeline folder, or a released .ckpt file; repeatable, the first one is the default.",
+        help=f"{MODELS}; repeatable, the first one is the default.",
     ),
 ]
 Devices = Annotated[
     list[str] | None,
-    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...; repeatable, a worker each."),
+    typer.Option("--device", metavar="NAME", help=f"{DEVICES}; repeatable, a worker each."),
 ]
 MaxBytes = Annotated[int, typer.Option(min=1, metavar="N", help="Refuse larger files while they arrive.")]
-MaxPixels = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Refuse pictures with more pixels before decoding them, and whatever makes 16 times more on the way.",
-    ),
-]
 Queue = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that can wait; more get 503 and Retry-After.")]
 Timeout = Annotated[float, typer.Option(min=1, metavar="S", help="Seconds that one picture can take.")]
 TokenEnv = Annotated[

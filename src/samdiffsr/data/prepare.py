@@ -22,7 +22,7 @@ from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
 from samdiffsr.data.shards import MEMBERS, ShardWriter, read_manifest
 from samdiffsr.errors import ConfigError, SamDiffSRError, choose
 from samdiffsr.files import sweep, whole_file, write_json
-from samdiffsr.images import is_picture_name
+from samdiffsr.images import list_images
 from samdiffsr.resize import SCALE
 from samdiffsr.workers import in_processes
 
@@ -127,7 +127,8 @@ def plan_shards(
     """The shards of a folder of photographs, in the order of their names; nothing is opened.
 
     Raises:
-        ConfigError: no such folder, no photograph in it, two of one stem, or a name of targets that cannot be used.
+        ConfigError: no such folder, or a name of targets that cannot be used.
+        ImageError: no photograph in the folder, or two of one stem.
     """
     for name in targets:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in MEMBERS:
@@ -137,14 +138,7 @@ def plan_shards(
     for folder, what in ((photos, "photographs"), (regions, kind), *((found, "targets") for found in targets.values())):
         if not Path(folder).is_dir():
             raise ConfigError(f"folder {folder} with the {what} does not exist.")
-    names = sorted(path.name for path in Path(photos).iterdir() if is_picture_name(path.name))
-    if not names:
-        raise ConfigError(f"folder {photos} has no image to prepare.")
-    seen: set[str] = set()
-    for stem in (Path(name).stem for name in names):
-        if stem in seen:
-            raise ConfigError(f"folder {photos} has two images named {stem!r}; rename one.")
-        seen.add(stem)
+    names = [file.name for file in list_images(photos, distinct=True)]
     further = tuple((name, Path(folder)) for name, folder in sorted(targets.items()))
     folders = (Path(photos), Path(regions), kind, Path(output), options, further)
     return [ShardPlan(piece, *folders) for piece in cut(names, images_per_shard)]

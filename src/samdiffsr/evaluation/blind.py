@@ -14,9 +14,9 @@ from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.evaluation.methods import Method
 from samdiffsr.evaluation.metrics import Metric, lr_psnr, luma
 from samdiffsr.evaluation.niqe import niqe
-from samdiffsr.evaluation.pairs import Images, list_images, read_pixels
+from samdiffsr.evaluation.pairs import Images, read_pixels
 from samdiffsr.files import write_json, write_whole
-from samdiffsr.images import Picture, encode_image
+from samdiffsr.images import Picture, encode_image, list_images
 from samdiffsr.resize import SCALE
 
 GAIN = 8
@@ -126,7 +126,7 @@ def judge(
     Raises:
         ImageError: no image in the folder, one that cannot be read.
     """
-    files = input_files(folder)
+    files = list_images(folder, distinct=True)
     scores: list[dict[str, Any]] = []
     notes: list[str] = []
     for number, file in enumerate(files):
@@ -169,17 +169,6 @@ def judge(
     )
     write_whole(text.encode(), output / "report.md")
     return text, notes
-
-
-def input_files(folder: Path) -> list[Path]:
-    """The images of a folder, sorted; ImageError if there is none, or two with one name."""
-    files = list_images(folder)
-    seen: dict[str, Path] = {}
-    for file in files:
-        if file.stem in seen:
-            raise ImageError(f"'{seen[file.stem]}' and '{file}' have one name; rename one.")
-        seen[file.stem] = file
-    return files
 
 
 def _plain(label: str) -> str:

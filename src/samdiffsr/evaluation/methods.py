@@ -13,9 +13,9 @@ from PIL import Image
 from samdiffsr.errors import ConfigError, choose
 from samdiffsr.evaluation.downloads import sha256
 from samdiffsr.evaluation.pairs import Images, match, read_result
-from samdiffsr.load import load_model
+from samdiffsr.load import find_model, load_model
 from samdiffsr.models.level import takes_level
-from samdiffsr.pipeline import DEFAULT_MODEL, SamDiffSRPipeline
+from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.resize import SCALE, imresize
 from samdiffsr.sampling.precision import type_name
 from samdiffsr.sampling.ranges import CLEAN, DETAIL, PRECISIONS, STEPS
@@ -85,14 +85,16 @@ def model(spec: str, device: str) -> Method:
     """A model from `MODEL` or `MODEL@steps=4,scheduler=ddim,detail=0.5,clean=0,precision=bfloat16`, loaded.
 
     MODEL is what `load_model` takes; the options are `steps`, `scheduler` (a name of `SCHEDULERS`), `detail`, `clean` and
-    `precision`, which is float32 unless given: figures do not depend on the processor.
+    `precision`, which is float32 unless given: figures do not depend on the processor. The options stand after the last @
+    and have an =, so `user/repo@revision` has none; to a folder whose own name ends in such words, `a@b=1`, an @ is added.
 
     Raises:
         ConfigError: an unknown option or scheduler, or a value out of its range.
         CheckpointError: no such model.
     """
     name, options = _parse(spec)
-    pipe = load_model(name, device)
+    place = find_model(name)
+    pipe = load_model(place, device)
     if "scheduler" in options:
         use_scheduler(pipe, options["scheduler"])
     steps = STEPS.parse(options["steps"]) if "steps" in options else pipe.config["steps"]
@@ -105,13 +107,15 @@ def model(spec: str, device: str) -> Method:
         given = {"detail": detail, "clean": clean, "precision": precision}
         return pipe(images.lr, steps, generator, output_type="uint8", **given).images[0], []
 
-    record = _record(name, pipe, steps, detail, clean) | {"precision": type_name(pipe.computed_in(precision))}
+    record = _record(name, place, pipe, steps, detail, clean) | {"precision": type_name(pipe.computed_in(precision))}
     return Method(spec, run, sampled=True, device=str(pipe.device), record=record)
 
 
 def _parse(spec: str) -> tuple[str, dict[str, str]]:
     name, at, text = spec.rpartition("@")
-    if not at or "=" not in text:  # a folder may have an @ in its name
+    if at and not text:
+        return name, {}
+    if "=" not in text:  # no options, but a revision of the Hub, or a folder with an @ in its name
         return spec, {}
     pairs = [item.partition("=") for item in text.split(",")]
     options = {key: value for key, _, value in pairs}
@@ -124,8 +128,9 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def _record(name: str, pipe: SamDiffSRPipeline, steps: int, detail: float, clean: float | None) -> dict[str, Any]:
-    path = DEFAULT_MODEL if name == "default" else Path(name)
+def _record(
+    name: str, path: Path, pipe: SamDiffSRPipeline, steps: int, detail: float, clean: float | None
+) -> dict[str, Any]:
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.suffix in (".json", ".safetensors")]
     networks = (pipe.encoder, pipe.denoiser)
     known = ("base", "residual_scale", "shift", "target", "lr_divisor")

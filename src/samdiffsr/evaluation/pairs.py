@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from samdiffsr.errors import ImageError
-from samdiffsr.images import image_size, is_picture_name, read_image
+from samdiffsr.images import image_size, list_images, read_image
 from samdiffsr.resize import SCALE, imresize
 
 _SHOWN = 5  # names listed in an error before "and N more"
@@ -144,17 +144,6 @@ def read_pixels(file: Path) -> tuple[np.ndarray, list[str]]:
     if picture.alpha is not None:
         notes.append(f"'{file.name}': transparency is not compared")
     return picture.rgb, notes
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The images of a folder by extension, sorted; ImageError if there is none."""
-    try:
-        files = sorted(file for file in folder.iterdir() if is_picture_name(file.name))
-    except OSError as error:
-        raise ImageError(f"Cannot list the folder '{folder}': {error.strerror}.") from None
-    if not files:
-        raise ImageError(f"There is no image in the folder '{folder}'.")
-    return files
 
 
 def _listed(names: Iterable[str]) -> str:

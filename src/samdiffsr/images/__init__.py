@@ -15,6 +15,7 @@ from samdiffsr.images.formats import (
     WRITABLE,
     check_target,
     is_picture_name,
+    list_images,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "encode_image",
     "image_size",
     "is_picture_name",
+    "list_images",
     "read_image",
     "to_8_bit",
     "to_16_bit",

@@ -59,6 +59,28 @@ def is_picture_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in READABLE and name[0] != "."
 
 
+def list_images(folder: str | os.PathLike[str], *, distinct: bool = False) -> list[Path]:
+    """The images of a folder by extension, sorted by name; nothing is opened.
+
+    Args:
+        distinct: refuse two that differ in their extensions only, such as a.png and a.jpg.
+
+    Raises:
+        ImageError: no such folder, no image in it, or two of one name.
+    """
+    try:
+        files = sorted(file for file in Path(folder).iterdir() if is_picture_name(file.name))
+    except OSError as error:
+        raise ImageError(f"Cannot list the folder '{folder}': {error.strerror}.") from None
+    if not files:
+        raise ImageError(f"There is no image in the folder '{folder}'.")
+    seen: dict[str, Path] = {}
+    for file in files if distinct else ():
+        if (other := seen.setdefault(file.stem, file)) != file:
+            raise ImageError(f"'{other}' and '{file}' have one name; rename one.")
+    return files
+
+
 def check_target(path: str | os.PathLike[str], *, height: int, width: int, alpha: bool) -> str:
     """The Pillow format for writing such a picture to `path`; ImageError if its extension cannot hold the picture."""
     path = Path(path)

@@ -17,7 +17,7 @@ from typing import Any
 
 from samdiffsr.errors import ConfigError, ImageError, MaskError
 from samdiffsr.files import sweep, write_whole
-from samdiffsr.images import MAX_PIXELS, is_picture_name, read_image
+from samdiffsr.images import MAX_PIXELS, list_images, read_image
 from samdiffsr.masks.preview import contact_sheet, write_preview
 from samdiffsr.masks.records import read_records, write_records
 from samdiffsr.masks.region import Recipe, Segmenter
@@ -136,7 +136,7 @@ def mask_folder(
     index, count = shard
     if not 1 <= index <= count:
         raise ConfigError(f"The shard is {index}/{count}, but must be one of 1/{count} to {count}/{count}.")
-    files = list_photographs(photos)
+    files = list_images(photos, distinct=True)  # two of one name would share a mask file
     if output.exists() and output.samefile(photos):
         raise ConfigError(f"The folder {output} holds the photographs; give another folder for the masks.")
     jobs = [MaskJob(file, output, recipe, preview, max_pixels) for file in files if _part(file, count) == index - 1]
@@ -167,22 +167,6 @@ def mask_folder(
         pictures = [MaskJob(file, output, recipe).picture for file in files]
         contact_sheet([picture for picture in pictures if _is_there(picture)], output / "contact.png")
     return report
-
-
-def list_photographs(folder: Path) -> list[Path]:
-    """The images of a folder by extension, sorted; ConfigError if there is none, or two would share a mask file."""
-    try:
-        files = sorted(file for file in Path(folder).iterdir() if is_picture_name(file.name))
-    except OSError as error:
-        raise ConfigError(f"Cannot list the folder {folder} of photographs: {error.strerror}; check it.") from error
-    if not files:
-        raise ConfigError(f"folder {folder} has no image to segment.")
-    stems: dict[str, Path] = {}
-    for file in files:
-        if other := stems.get(file.stem):
-            raise ConfigError(f"'{other}' and '{file}' would share the masks {file.stem}.json; rename one of them.")
-        stems[file.stem] = file
-    return files
 
 
 def _part(file: Path, count: int) -> int:

@@ -40,14 +40,11 @@ def _native(device: torch.device) -> torch.dtype | None:
 @contextlib.contextmanager
 def whole_picture(device: torch.device) -> Iterator[None]:
     """Around one picture: torch keeps the converted weights until the outermost autocast, here this one, ends."""
-    with torch.autocast(device.type, enabled=False) if _can(device) else contextlib.nullcontext():
+    can = torch.amp.is_autocast_available(device.type)
+    with torch.autocast(device.type, enabled=False) if can else contextlib.nullcontext():
         yield
 
 
 def networks_in(kind: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager:
     """Around the networks alone."""
     return contextlib.nullcontext() if kind is None else torch.autocast(device.type, kind)
-
-
-def _can(device: torch.device) -> bool:
-    return torch.amp.is_autocast_available(device.type)

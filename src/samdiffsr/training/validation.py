@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from samdiffsr.errors import ConfigError
 from samdiffsr.evaluation.metrics import SqueezeDistance, psnr_y, ssim_y
-from samdiffsr.images import is_picture_name, read_image
+from samdiffsr.images import list_images, read_image
 from samdiffsr.resize import SCALE, imresize
 from samdiffsr.training.config import ValidationConfig
 
@@ -29,14 +29,13 @@ class Validation:
     """The first images of a folder, by name; their LR is the exact MATLAB bicubic x1/4.
 
     Raises:
-        ConfigError: the folder has no image, or one is smaller than 32x32.
+        ImageError: no such folder, or no image in it.
+        ConfigError: an image is smaller than 32x32.
     """
 
     def __init__(self, config: ValidationConfig, photos: Path) -> None:
         self.config = config
-        files = sorted(file for file in photos.glob("*") if is_picture_name(file.name))[: config.images]
-        if not files:
-            raise ConfigError(f"folder {photos} of validation.photos has no image.")
+        files = list_images(photos)[: config.images]
         self.hr = [centre(read_image(file).rgb, config.side) for file in files]
         for file, hr in zip(files, self.hr, strict=True):
             if min(hr.shape[:2]) < 32:

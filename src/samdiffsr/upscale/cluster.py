@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.files import sweep
 from samdiffsr.load import load_model
+from samdiffsr.models.hub import is_hub_name
 from samdiffsr.upscale import uris
 from samdiffsr.upscale.batch import Progress, Report, upscale_files
 from samdiffsr.upscale.plan import Job, as_png
@@ -167,14 +168,13 @@ def upscale_on_cluster(
     Raises:
         CheckpointError, ConfigError: see `upscale_files`; or URIs of a place that cannot be reached.
     """
-    if files.uncertainty:
-        raise ConfigError("uncertainty cannot be saved on a cluster; leave out --uncertainty or --cluster.")
-    if files.save_structure:
-        raise ConfigError("structure maps cannot be saved on a cluster; leave out --save-structure or --cluster.")
+    for option, wanted in (("--uncertainty", files.uncertainty), ("--save-structure", files.save_structure)):
+        if wanted:
+            raise ConfigError(f"{option} saves no pictures on a cluster; leave out {option} or --cluster.")
     report = Report() if report is None else report
     jobs = [Job(_absolute(job.source), _absolute(job.target), job.fixed) for job in jobs]
     _prepare(jobs)
-    model = model if model == "default" else os.path.abspath(model)
+    model = model if model == "default" or is_hub_name(model) else os.path.abspath(model)
     works = [Work(group, settings, files, model, device) for group in _groups(jobs)]
     report_progress = on_progress or (lambda now: None)
     number, megapixels = 0, 0.0
