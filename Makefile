@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz comfyui lint docs clean
+.PHONY: demo test test-oldest test-newest fuzz comfyui lint docs clean
 
 demo: $(VENV)/run.stamp  ## upscale examples/*.png with the embedded model; results and a comparison land in demo/
 	$(BIN)/samdiffsr upscale -i examples -o demo --overwrite
@@ -12,6 +12,10 @@ demo: $(VENV)/run.stamp  ## upscale examples/*.png with the embedded model; resu
 
 test: $(VENV)/dev.stamp  ## the whole test suite
 	$(BIN)/python -m pytest -n 2
+
+test-oldest test-newest: $(VENV)/torch.stamp  ## the core with the oldest versions that are allowed, or the newest that there are
+	$(PIP) nox
+	$(BIN)/python -m nox -s $(@:test-%=%)
 
 fuzz: $(VENV)/dev.stamp  ## nightly: 5,000 damaged picture files
 	$(BIN)/python tests/fuzz.py 5000

@@ -5,7 +5,11 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
-CORE = ("tests/test_pipeline.py", "tests/test_default_model.py", "tests/sampling", "tests/images")
+CORE = (
+    *("tests/test_pipeline.py", "tests/test_pipeline_diffusers.py", "tests/test_default_model.py"),
+    *("tests/test_devices.py", "tests/test_load.py", "tests/sampling", "tests/export"),
+)
+"""The tests that depend most on the versions of torch, diffusers and the ONNX tools."""
 nox.options.sessions = ["lint", "tests", "docs", "package"]
 
 
@@ -26,16 +30,16 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """The core with the oldest versions that pyproject.toml allows."""
-    install(session, "train", "constraints-oldest.txt")
-    session.install("pytest", "pytest-timeout")
-    session.run("python", "-m", "pytest", *CORE)
+    install(session, "train,sam,onnx", "constraints-oldest.txt")
+    session.install("pytest", "pytest-timeout", "hypothesis")
+    session.run("python", "-m", "pytest", *(session.posargs or CORE))
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
     """The core with the newest versions that the package index has."""
-    session.install("-e", ".[train]", "pytest", "pytest-timeout")
-    session.run("python", "-m", "pytest", *CORE)
+    session.install("-e", ".[train,sam,onnx]", "pytest", "pytest-timeout", "hypothesis")
+    session.run("python", "-m", "pytest", *(session.posargs or CORE))
 
 
 @nox.session

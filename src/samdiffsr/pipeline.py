@@ -174,6 +174,7 @@ class SamDiffSRPipeline(DiffusionPipeline):
         structure: Structure | Sequence[np.ndarray] = "auto",
         return_structure: bool = False,
         precision: Precision = "float32",
+        on_progress: Callable[[float], None] = lambda part: None,
         on_warning: Callable[[str], None] | None = None,
     ) -> Any:
         """Upscale x4.
@@ -200,15 +201,15 @@ class SamDiffSRPipeline(DiffusionPipeline):
                 "model" where the model has a head, else "none".
             return_structure: return the structure maps too.
             precision: of the convolutions, "float32" (as the weights are), "bfloat16", "float16" or "auto": see `computed_in`.
-            on_warning: called with a sentence where something is unusual: memory ran out and the work goes on in smaller tiles,
-                a precision did not suffice, or nobody has tested the scheduler. None warns.
+            on_progress: called with the part of the image that is done, 0 to 1, after each tile of each network.
+            on_warning: called with a sentence where memory ran out and the work goes on in smaller tiles, a precision did not
+                suffice, or nobody has tested the scheduler. None warns.
 
         Raises:
             ImageError: an image of the wrong type, shape or range; or too little memory for even the least tile.
             ConfigError: an option or a scheduler that does not fit the model.
         """
-        choose(output_type, OUTPUTS, "output_type")
-        _check_given(tile, clean, self.encoder)
+        given = _checked(output_type, tile, clean, self.encoder)
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         share = self.config["detail"] if detail is None else DETAIL.check(detail)
         report, images = on_warning or _warn, [as_pixels(one) for one in as_list(image)]
@@ -216,17 +217,16 @@ class SamDiffSRPipeline(DiffusionPipeline):
         self.check(steps, structures[0], report)
         on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
         kind, outputs, maps, levels = self.computed_in(precision), [], [], []
+        given |= {"on_warning": report, "on_passes": partial(self._report_part, on_progress)}
         for pixels, wanted, source in zip(images, structures, _generators(generator, len(images)), strict=True):
-            one = partial(self._one, pixels, steps, wanted, source, output_type, share, tile, clean, on_step, report)
+            one = partial(self._one, pixels, steps, wanted, source, output_type, share, given, on_step)
             found, estimate, model = _sound(one, kind, source, report)
             outputs.append(found)
             levels += [] if model.level is None else model.level.tolist()
-            if return_structure and estimate is not None:
-                maps.append(model.gather(estimate))
+            maps += [model.gather(estimate)] if return_structure and estimate is not None else []
         self.maybe_free_model_hooks()
-        found = SamDiffSROutput(images=joined(outputs, output_type), levels=levels or None)
-        if return_structure:
-            found.structures = [Image.fromarray(draw_structure(one)) for one in maps] if output_type == "pil" else maps
+        shown = [Image.fromarray(draw_structure(one)) for one in maps] if output_type == "pil" else maps
+        found = SamDiffSROutput(images=joined(outputs, output_type), levels=levels or None, structures=shown or None)
         return found if return_dict else (found.images, found.structures)[: 1 + return_structure]
 
     def computed_in(self, precision: Precision) -> torch.dtype | None:
@@ -247,15 +247,14 @@ class SamDiffSRPipeline(DiffusionPipeline):
         generator: torch.Generator,
         output_type: str,
         detail: float,
-        tile: int | None,
-        clean: float | None,
+        given: dict[str, Any],
         on_step: Callable,
-        report: Callable[[str], None],
         kind: torch.dtype | None,
     ) -> tuple[Any, Canvas | None, TiledModel]:
-        """One image: its result, the structure map that was used, and what ran the networks."""
+        """One image: its result, the structure map that was used, and the `TiledModel`, which takes what is `given`."""
+        set_timesteps(self.scheduler, steps, self._execution_device)
         with whole_picture(self._execution_device):
-            model = TiledModel(self._networks(), pixels, tile=tile, clean=clean, kind=kind, on_warning=report)
+            model = TiledModel(self._networks(), pixels, kind=kind, **given)
             estimate = estimate_structure(model, structure, self.config["encoding"])
             x_0 = self._sample(model, steps, estimate, generator, on_step)
             found = finish(model.assemble(x_0, output_type, detail=detail), output_type)
@@ -265,7 +264,6 @@ class SamDiffSRPipeline(DiffusionPipeline):
         self, model: TiledModel, steps: int, structure: Canvas | None, generator: torch.Generator, on_step: Callable
     ) -> Canvas:
         """x_0 of one image, with a progress bar."""
-        set_timesteps(self.scheduler, steps, model.device)
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             after = partial(on_step, bar)
             denoiser = partial(self.denoiser, level=model.level) if takes_level(self.denoiser) else self.denoiser
@@ -297,6 +295,10 @@ class SamDiffSRPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
         (Path(save_directory) / "pipeline.py").write_text(PIPELINE_FILE, encoding="utf-8")
 
+    def _report_part(self, on_progress: Callable[[float], None], passes: float) -> None:
+        """The encoder goes over an image once, the denoiser once a time step."""
+        on_progress(passes / (1 + len(self.scheduler.timesteps)))
+
     def _networks(self) -> Networks:
         wanted = {name: self.config[name] for name in ("base", "residual_scale", "lr_divisor", "encoding")}
         return Networks(self.encoder, self.denoiser, self._execution_device, **wanted)
@@ -322,13 +324,16 @@ class SamDiffSRPipeline(DiffusionPipeline):
         return on_step
 
 
-def _check_given(tile: int | None, clean: float | None, encoder: Any) -> None:
+def _checked(output_type: str, tile: int | None, clean: float | None, encoder: Any) -> dict[str, Any]:
+    """The arguments of `TiledModel` among these."""
+    choose(output_type, OUTPUTS, "output_type")
     if tile is not None:
         TILE.check(tile)
     if clean is not None and CLEAN.check(clean) > 0 and not takes_level(encoder):
         raise ConfigError(
             f"clean is {clean!r}, but this model was not trained to clean; leave it out, or choose another model."
         )
+    return {"tile": tile, "clean": clean}
 
 
 def _sound(

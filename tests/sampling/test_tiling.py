@@ -276,6 +276,16 @@ def test_out_of_memory_halves_the_tile_and_goes_on():
         upscale(greedy_pipe((4 * 30) ** 2), image, 40)
 
 
+def test_progress_comes_with_every_tile(tiny_pipe):
+    """Four tiles for the encoder, four for each of two steps; smaller tiles make smaller parts."""
+    seen = []
+    upscale(tiny_pipe, picture(20, 20), 10, num_inference_steps=2, on_progress=seen.append)
+    assert seen == pytest.approx([number / 12 for number in range(1, 13)])
+    with pytest.warns(RuntimeWarning, match="20x20"):
+        upscale(greedy_pipe((4 * 30) ** 2), picture(40, 24), 40, num_inference_steps=1, on_progress=seen.append)
+    assert seen[12:] == pytest.approx([0.5, 0.625, 0.75, 0.875, 1])
+
+
 def test_when_the_least_tile_is_too_large_an_error_says_so():
     with pytest.raises(SamDiffSRError, match=r"Not enough memory for this 40x70 image, even in tiles of 16x16"):
         upscale(greedy_pipe(100), picture(70, 40), None, on_warning=lambda note: None)

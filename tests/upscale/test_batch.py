@@ -366,13 +366,13 @@ def test_progress_counts_images_and_output_pixels(tiny_pipe: Any, tmp_path: Path
     seen: list[Progress] = []
     upscale_with(tiny_pipe, [a, tmp_path / "bad.png", b], tmp_path / "o", steps=2, on_progress=seen.append)
     assert [(now.number, now.part) for now in seen] == [
-        *[(1, part) for part in (0, 0.5, 1, 1)],
+        *[(1, part) for part in (0, 1 / 3, 2 / 3, 1, 1)],
         *[(2, part) for part in (0, 1)],
-        *[(3, part) for part in (0, 0.5, 1, 1)],
+        *[(3, part) for part in (0, 1 / 3, 2 / 3, 1, 1)],
     ]
     assert {now.total for now in seen} == {3} and seen[0].source == str(a)
     pixels = [round(1e6 * now.megapixels) for now in seen]
-    assert pixels == [0, 48, 96, 96, 96, 96, 96, 96 + 144, 96 + 288, 96 + 288]
+    assert pixels == [0, 32, 64, 96, 96, 96, 96, 96, 96 + 96, 96 + 192, 96 + 288, 96 + 288]
 
 
 def test_the_report_keeps_the_order_of_the_jobs(tiny_pipe: Any, tmp_path: Path) -> None:

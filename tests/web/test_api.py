@@ -1,5 +1,6 @@
 """The HTTP API in process: the bytes of the command line, headers, and one sentence for whatever is wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from samdiffsr.cli import main
 from samdiffsr.images import Picture, write_image
+from samdiffsr.upscale.settings import Settings
 from support import EXAMPLES, noise_image
 
 
@@ -237,9 +239,15 @@ def test_too_many_seconds(make_client, tmp_path) -> None:
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-def test_models_fields_and_limits(client) -> None:
+def test_models_fields_and_limits(client, make_client, able_pipe) -> None:
     found = client.get("/v1/models").json()
-    assert found["models"] == [{"name": "tiny", "scale": 4, "steps": 2, "detail": 1.0}]
+    (listed,) = found["models"]
+    assert listed.pop("precision") in ("float32", "bfloat16")
+    plain = {"name": "tiny", "scale": 4, "steps": 2, "detail": 1.0, "cleans": False, "structure_head": False}
+    assert listed == plain
+    (able,) = make_client(pipe=able_pipe).get("/v1/models").json()["models"]
+    assert able["cleans"] and able["structure_head"]
+    assert {one.name for one in dataclasses.fields(Settings)} < set(found["fields"])
     assert found["limits"]["max_bytes"] == 64_000_000
     assert {"scale", "size", "detail", "steps", "seed", "format", "quality", "model"} <= set(found["fields"])
     assert found["fields"]["detail"]["maximum"] == 2 and "png" in found["fields"]["format"]["enum"]

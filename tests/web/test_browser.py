@@ -116,7 +116,7 @@ class Page:
 @pytest.fixture
 def open_page(browser, serve_on_a_port, tmp_path):
     folder = tmp_path / "downloads"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     return lambda **options: Page(browser, serve_on_a_port(**options), folder)
 
 
@@ -219,6 +219,31 @@ def test_a_setting_that_cannot_be(page, tmp_path) -> None:
     page.at("steps").clear()
     page.at("start").click()
     page.wait_for_all()
+
+
+def test_settings_that_not_every_model_has(page, open_page, able_pipe, tmp_path) -> None:
+    """Cleaning and regions are offered where the model can, and give what the command line gives."""
+    assert not page.at("clean-field").is_displayed()
+    able_pipe.save_pretrained(tmp_path / "able")
+    source = noise_image(tmp_path / "a.png", size=(30, 20))
+    options = ["--clean", "1", "--structure", "felzenszwalb", "--precision", "float32"]
+    expected = command_line(source, tmp_path / "out", "-m", str(tmp_path / "able"), *options)
+    page = open_page(pipe=able_pipe)
+    assert page.at("clean-field").is_displayed()
+    page.choose(source)
+    page.browser.find_element("css selector", "summary").click()
+    assert page.at("precision").text.strip().startswith("Automatic: ")
+    for identity, value in (("structure", "felzenszwalb"), ("precision", "float32")):
+        page.at(identity).find_element("css selector", f"option[value={value}]").click()
+    page.browser.find_element("css selector", "[name=clean][value='1']").click()
+    page.at("start").click()
+    page.wait_for_all()
+    page.at("save").click()
+    assert page.downloaded(expected.name) == expected.read_bytes()
+    page.at("consistency").click()
+    page.at("start").click()  # without the level, which would contradict it
+    page.wait_for_all()
+    assert page.at("message").text == ""
 
 
 def test_several_pictures_and_one_zip(page, tiny_pipe_dir, tmp_path) -> None:

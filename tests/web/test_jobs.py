@@ -66,6 +66,13 @@ def test_progress_comes_with_every_step(client, tmp_path) -> None:
     assert len(parts) > 5  # a reader may miss some, but not most
 
 
+def test_progress_comes_with_every_tile(client, tmp_path) -> None:
+    """One step, but many tiles."""
+    content = noise_image(tmp_path / "a.png", size=(120, 120)).read_bytes()
+    job = client.post("/v1/jobs", files={"file": ("a.png", content)}, data={"steps": "1", "tile": "20"}).json()
+    assert len({event["progress"] for _, event in events_of(client, job["id"])}) > 5
+
+
 def test_a_job_that_fails_says_why(client, tmp_path) -> None:
     content = noise_image(tmp_path / "a.png", size=(60, 50)).read_bytes()[:-200]
     job = client.post("/v1/jobs", files={"file": ("a.png", content)}).json()["id"]

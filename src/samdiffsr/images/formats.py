@@ -97,7 +97,16 @@ def check_target(path: str | os.PathLike[str], *, height: int, width: int, alpha
         )
     if format_ == "JXL":
         load_package("pillow_jxl", "jxl", path, "write")
+    if format_ == "AVIF" and not _has_avif():
+        raise ImageError(f"Cannot write '{path}': this Pillow has no AVIF; install Pillow 11.3 or newer, or use .png.")
     return format_
+
+
+def _has_avif() -> bool:
+    from PIL import Image
+
+    Image.init()
+    return "AVIF" in Image.SAVE
 
 
 def load_package(package: str, extra: str, path: str | os.PathLike[str], verb: str = "read") -> Any:

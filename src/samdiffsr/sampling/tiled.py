@@ -4,6 +4,7 @@ Each network runs on a window: a tile and a halo as wide as the network sees. At
 so padding is what it would be without tiles. When memory runs out the tile halves, and what was at hand is done again.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class TiledModel:
         tile: side of a tile in LR pixels, 0 for none, None to choose by the free memory.
         clean: the level of degradation that networks with this input are given, None to estimate it from the image.
         kind: the type that the networks' convolutions are computed in, see `autocast_type`; None for that of the weights.
+        on_passes: called after each tile with the passes of a network over the image that are done, such as 1.25: the
+            encoder's, and a quarter of the denoiser's first. It goes back where memory runs out in a pass.
         on_warning: called with a sentence when memory ran out and the work goes on in smaller tiles.
 
     Attributes:
@@ -74,9 +77,11 @@ class TiledModel:
         tile: int | None,
         clean: float | None = None,
         kind: torch.dtype | None = None,
+        on_passes: Callable[[float], None] = lambda passes: None,
         on_warning: Callable[[str], None],
     ) -> None:
         self._networks, self._pixels, self._on_warning = networks, pixels, on_warning
+        self._on_passes, self._passes = on_passes, 0
         self.device, self.dtype = networks.device, networks.denoiser.dtype
         self._kind = kind
         self.height, self.width = pixels.shape[:2]
@@ -256,10 +261,15 @@ class TiledModel:
 
     def _each_tile(self, network: str, work: Callable[[Window], None]) -> None:
         """Do the work for every tile; out of memory, halve the tile and start again: a tile may be done twice."""
+        whole = math.prod(self._whole.shape)
         while True:
+            area = 0
             try:
                 for tile in tiles(*self._whole.shape, self._tiles[network], self._multiple):
                     work(tile)
+                    area += math.prod(tile.shape)
+                    self._on_passes(self._passes + area / whole)
+                self._passes += 1
                 return
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

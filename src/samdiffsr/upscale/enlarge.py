@@ -39,7 +39,7 @@ def enlarge(
 
     Args:
         max_pixels: the largest picture on the way can have 16 times as many pixels.
-        on_progress: called with the part done, 0 to 1, after each step.
+        on_progress: called with the part done, 0 to 1, after each tile of each network.
         on_structure: called with the structure map of the last enlargement, drawn as uint8 (H, W, 3) in the size of the
             result; of a moving picture with that of the first frame.
 
@@ -152,15 +152,13 @@ def _repeated(
     work = [SCALE ** (2 * number) for number in range(times)]
     for number in range(times):
 
-        def after_step(pipe: Any, step: int, _timestep: Any, kwargs: dict, number: int = number) -> dict:
-            part = min(1.0, (step + 1) / len(pipe.scheduler.timesteps))
+        def follow(part: float, number: int = number) -> None:
             on_progress((sum(work[:number]) + work[number] * part) / sum(work))
-            return kwargs
 
         noise = torch.Generator("cpu").manual_seed(seed)
         if number:
             arguments = arguments | {"clean": 0.0}  # it was cleaned before
-        output = pipe(rgb, **arguments, generator=noise, callback_on_step_end=after_step, output_type="uint16")
+        output = pipe(rgb, **arguments, generator=noise, on_progress=follow, output_type="uint16")
         rgb = output.images[0]
     return rgb, output.structures[0] if output.structures else None
 

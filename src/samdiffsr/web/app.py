@@ -15,6 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse
 
 from samdiffsr import __version__
+from samdiffsr.models.level import takes_level
+from samdiffsr.resize import SCALE
+from samdiffsr.sampling.precision import type_name
 from samdiffsr.web import fields
 from samdiffsr.web.engine import Engine
 from samdiffsr.web.guard import Guard
@@ -138,7 +141,15 @@ def _add_facts(app: FastAPI, queue: JobQueue) -> None:
         """The models, the default one first; the fields of a request; the server's limits."""
         pipes = queue.engines[0].pipes
         listed = [
-            {"name": name, "scale": 4, "steps": pipe.config["steps"], "detail": pipe.config["detail"]}
+            {
+                "name": name,
+                "scale": SCALE,
+                "steps": pipe.config["steps"],
+                "detail": pipe.config["detail"],
+                "cleans": takes_level(pipe.encoder),
+                "structure_head": pipe.denoiser.structure_head is not None,
+                "precision": type_name(pipe.computed_in("auto")),
+            }
             for name, pipe in pipes.items()
         ]
         limits = {name: getattr(queue.limits, name) for name in ("max_bytes", "max_pixels", "queue", "timeout")}

@@ -17,6 +17,9 @@ export function values() {
     else found.size = measure === "width" ? `${amount}x` : `x${amount}`;
   } else if (kind !== "4") found.scale = kind;
   if (Number($("detail").value) !== standard.detail) found.detail = $("detail").value;
+  if (!$("clean-field").hidden && !$("clean-field").disabled && form.elements.clean.value !== "auto") found.clean = form.elements.clean.value;
+  if (!$("structure-field").hidden && $("structure").value !== "auto") found.structure = $("structure").value;
+  if ($("precision").value !== "auto") found.precision = $("precision").value;
   for (const name of ["steps", "tile"]) if (plain(name)) found[name] = plain(name);
   if (plain("seed") && plain("seed") !== "0") found.seed = plain("seed");
   if ($("format").value !== "auto") found.format = $("format").value;
@@ -52,7 +55,16 @@ export function fault() {
   return first;
 }
 
+const CLEANS = {
+  auto: "Auto looks at each picture and removes what does not belong to it.",
+  0: "Off takes every pixel as it is: grain and blocks are enlarged too.",
+  0.5: "Some is for photos of a phone and pictures of the web.",
+  1: "All is for old scans and hard JPEG. Fine texture may go too.",
+};
+
 function update() {
+  $("clean-field").disabled = $("consistency").checked;
+  $("clean-help").textContent = $("consistency").checked ? "Off, because the result is to stay exact when it is reduced again." : CLEANS[form.elements.clean.value];
   $("other-size").hidden = form.elements["size-kind"].value !== "other";
   $("quality-field").hidden = !["jpg", "webp", "avif"].includes($("format").value);
   $("quality").placeholder = $("format").value === "webp" ? "lossless" : "95";
@@ -64,6 +76,9 @@ function adopt(model) {
   standard = model;
   $("detail").value = model.detail;
   $("steps").placeholder = String(model.steps);
+  $("clean-field").hidden = !model.cleans;
+  $("structure-field").hidden = !model.structure_head;
+  $("precision").options[0].textContent = `Automatic: ${model.precision}`;
   update();
 }
 
