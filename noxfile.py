@@ -7,9 +7,9 @@ import nox
 ROOT = Path(__file__).parent
 CORE = (
     *("tests/test_pipeline.py", "tests/test_pipeline_diffusers.py", "tests/test_default_model.py"),
-    *("tests/test_devices.py", "tests/test_load.py", "tests/sampling", "tests/export"),
+    *("tests/test_devices.py", "tests/test_load.py", "tests/sampling"),
 )
-"""The tests that depend most on the versions of torch, diffusers and the ONNX tools."""
+"""The tests that depend most on the versions of torch and diffusers."""
 nox.options.sessions = ["lint", "tests", "docs", "package"]
 
 
@@ -30,8 +30,8 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """The core with the oldest versions that pyproject.toml allows."""
-    install(session, "train,sam,onnx", "constraints-oldest.txt")
-    session.install("pytest", "pytest-timeout", "hypothesis")
+    install(session, "train", "constraints-oldest.txt")
+    session.install("-c", "constraints-oldest.txt", "pytest", "pytest-timeout", "hypothesis", "scikit-image")
     session.run("python", "-m", "pytest", *(session.posargs or CORE))
 
 
@@ -39,7 +39,7 @@ def oldest(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """The core with the newest versions that the package index has."""
     session.install("-e", ".[train,sam,onnx]", "pytest", "pytest-timeout", "hypothesis")
-    session.run("python", "-m", "pytest", *(session.posargs or CORE))
+    session.run("python", "-m", "pytest", *(session.posargs or (*CORE, "tests/export")))
 
 
 @nox.session

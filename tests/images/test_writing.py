@@ -191,3 +191,10 @@ def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
 def test_picture_checks_itself(wrong: dict) -> None:
     with pytest.raises(ImageError, match=r"uint8"):
         Picture(**wrong)
+
+
+def test_a_pillow_without_avif_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    monkeypatch.setattr(Image, "SAVE", {name: save for name, save in Image.SAVE.items() if name != "AVIF"})
+    with pytest.raises(ImageError, match=r"a\.avif': this Pillow has no AVIF; install Pillow 11\.3"):
+        write_image(Picture(RGB), tmp_path / "a.avif")

@@ -208,10 +208,12 @@ def with_mean_of(lr: np.ndarray, sr: np.ndarray) -> np.ndarray:
         counts = np.zeros(_LEVELS, np.int64)
         for first in range(0, len(sr), _ROWS):
             counts += np.bincount(sr[first : first + _ROWS, :, channel].ravel(), minlength=_LEVELS)
+        used = np.flatnonzero(counts)  # few in a small picture, where all of them would take half of the time
+        shares = counts[used] / counts.sum()
         low, high = -float(_LEVELS), float(_LEVELS)
         for _ in range(24):  # bisection: the mean grows with the shift, not linearly where it meets black or white
             shift = (low + high) / 2
-            mean = np.clip(levels + shift, 0, _LEVELS - 1) @ counts / counts.sum()
+            mean = np.clip(used + shift, 0, _LEVELS - 1) @ shares
             low, high = (shift, high) if mean < wanted else (low, shift)
         table = (np.clip(levels + high, 0, _LEVELS - 1) + 0.5).astype(np.uint16)
         sr[..., channel] = table[sr[..., channel]]
