@@ -91,18 +91,19 @@ def table(means: list[dict], differences: list[dict]) -> str:
         digits = DIGITS | {"map_error": 3}
         cells = ["" if row[key] is None else f"{row[key]:.{digits[key]}f}" for key in (*METRICS, "map_error")]
         lines.append(f"| {row['of']} | {len(row['seeds'])} | {' | '.join(cells)} |")
-    lines += ["", "| difference | " + " | ".join(METRICS.values()) + " |", "|" + "---|" * (len(METRICS) + 1)]
+    lines += ["", "| difference | seeds | " + " | ".join(METRICS.values()) + " |", "|" + "---|" * (len(METRICS) + 2)]
     for row in differences:
-        cells = [_cell(row[key], DIGITS[key]) for key in METRICS]
-        lines.append(f"| {row['of']} - {row['minus']} | {' | '.join(cells)} |")
+        cells = [_cell(row[key], row[f"{key}_by_seed"], DIGITS[key]) for key in METRICS]
+        lines.append(f"| {row['of']} - {row['minus']} | {len(row['seeds'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: tuple[float, float, float], digits: int) -> str:
-    """Mean and interval, in bold where the interval leaves 0 out."""
+def _cell(value: tuple[float, float, float], by_seed: list[float], digits: int) -> str:
+    """Mean and interval; in bold where the interval leaves 0 out and two or more seeds all say the same."""
     mean, low, high = value
     text = f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    sure = (low > 0 or high < 0) and len(by_seed) > 1 and len(set(np.sign(by_seed))) == 1
+    return f"**{text}**" if sure else text
 
 
 ROW, LABEL, PANEL, GAP = 22, 250, 260, 40
