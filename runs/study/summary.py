@@ -106,7 +106,7 @@ def _cell(value: tuple[float, float, float], by_seed: list[float], digits: int) 
     return f"**{text}**" if sure else text
 
 
-ROW, LABEL, PANEL, GAP = 22, 250, 260, 40
+ROW, LABEL, PANEL, GAP = 22, 270, 260, 80
 
 
 def _figure(differences: list[dict]) -> str:
