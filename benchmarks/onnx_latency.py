@@ -1,7 +1,8 @@
 """ONNX Runtime against torch for the default model:  python benchmarks/onnx_latency.py FOLDER [--size 128] [--threads 2]
 
-FOLDER is what `samdiffsr export -o FOLDER` wrote. Both upscale the same picture with the same number of threads, in turn, in
-one process; medians. The parts are timed too: the encoder, and one denoising step (the runner's with drawing its noise).
+FOLDER is what `samdiffsr export --networks -o FOLDER` wrote. Both upscale the same picture with the same number of
+threads, in turn, in one process; medians. The parts are timed too: the encoder, and one denoising
+step (the runner's with drawing its noise).
 """
 
 import argparse

@@ -131,7 +131,7 @@ def imresize_tensor(
 def _enlarge(batch: "torch.Tensor") -> "torch.Tensor":
     """`imresize_tensor(batch, SCALE)`, bit for bit and faster, in operations that are the same for every size.
 
-    So it can be exported (samdiffsr.export.to_onnx): the taps of other scales are a table whose shape depends on the size.
+    So it can be exported (samdiffsr.export.trace): the taps of other scales are a table whose shape depends on the size.
     """
     import torch
 

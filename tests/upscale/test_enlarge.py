@@ -200,6 +200,19 @@ def test_consistency_with_noise_stays_a_picture() -> None:
     assert after < 0.4 * before
 
 
+@pytest.mark.parametrize("strip", [16, 100])
+def test_consistency_holds_in_strips(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lr = imresize(RNG.integers(0, 256, (30, 3, 3), dtype=np.uint8), size=(150, 9))
+    start = to_16_bit(imresize(lr, 4))
+    start += RNG.integers(0, 3000, start.shape, dtype=np.uint16) * (start < 60000)
+    whole = consistent(lr, start.copy())  # one strip
+    monkeypatch.setattr("samdiffsr.upscale.enlarge._STRIP", strip)
+    found = consistent(lr, start.copy())
+    assert np.abs(found.astype(int) - whole).mean() < 16  # of 65535; a strip gets only the rounds that it needs
+    assert np.abs(imresize(found / 257.0, 1 / 4) - lr).max() < 0.15
+    assert np.abs(whole.astype(int) - start).max() > 300
+
+
 # --- transparency ----------------------------------------------------------------------------------------------------
 
 

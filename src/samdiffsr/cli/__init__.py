@@ -7,9 +7,10 @@ Exit codes: 0 all done; 1 all but some photographs, each named with one sentence
 found wrong (doctor); 2 an error the user can mend, one sentence on stderr; 130 interrupted.
 """
 
+import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -45,6 +46,9 @@ EXTRAS = {
 
 OWN_EXTRAS = {("masks", "pycocotools"): "sam", ("train", "scipy"): "train"}
 """The extra to name instead for one verb: the one that brings all that this verb needs."""
+
+NOT_NEEDED = ("transformers", "peft")
+"""What diffusers imports wherever it is installed, and no verb but `masks` uses: seconds of each start."""
 
 app = typer.Typer(
     name="samdiffsr",
@@ -83,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a name that is not UTF-8 must not end a verb at its last words
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=words, prog_name="samdiffsr")
+        with _absent(() if words[:1] == ["masks"] else NOT_NEEDED):
+            app(args=words, prog_name="samdiffsr")
     except SamDiffSRError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
@@ -97,3 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _absent(packages: Sequence[str]) -> Iterator[None]:
+    """Let packages that nobody has imported yet look as if they were not installed."""
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] - None, which stops an import
+    try:
+        yield
+    finally:
+        for name in hidden:
+            if sys.modules.get(name) is None:
+                sys.modules.pop(name, None)

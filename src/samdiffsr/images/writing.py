@@ -102,7 +102,7 @@ def _samples(picture: Picture, *, keep_grey: bool = True) -> np.ndarray:
     layers = [_grey(picture.rgb) if grey else picture.rgb]
     if picture.alpha is not None:
         layers.append(picture.alpha)
-    return np.dstack(layers)
+    return np.dstack(layers) if len(layers) > 1 or grey else layers[0]  # a copy only where there is need
 
 
 def _grey(rgb: np.ndarray) -> np.ndarray:

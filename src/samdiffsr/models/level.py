@@ -64,7 +64,7 @@ class LevelHead(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         """lr (N, 3, h, w) in [-1, 1] -> (N,), in training also below 0 and above 1."""
-        return self._judge(self._means(lr))
+        return self.judge(self.means(lr))
 
     def estimate(self, windows: Iterable[Tensor]) -> Tensor:
         """Windows (1, 3, h, w) of one image, in [-1, 1] -> its level (1,), from 0 to 1."""
@@ -72,12 +72,17 @@ class LevelHead(nn.Module):
         pixels = 0
         for window in windows:
             area = window.shape[2] * window.shape[3]
-            total, pixels = total + area * self._means(window).float(), pixels + area
-        return self._judge((total / pixels).to(self.out.weight.dtype)).clamp(0, 1)
+            total, pixels = total + area * self.means(window).float(), pixels + area
+        return self.judge((total / pixels).to(self.out.weight.dtype)).clamp(0, 1)
 
-    def _judge(self, means: Tensor) -> Tensor:
+    def judge(self, means: Tensor) -> Tensor:
+        """The level (N,) that means (N, 2 WIDTH) speak of, also below 0 and above 1."""
         return self.out(F.relu(self.wide(means)))[:, 0]
 
-    def _means(self, lr: Tensor) -> Tensor:
-        bottom, right = (max(0, self.LEAST - side) for side in lr.shape[2:])
-        return self.look(GAIN * F.pad(lr, (0, right, 0, bottom), mode="replicate")).mean(dim=(2, 3))
+    def means(self, lr: Tensor) -> Tensor:
+        """What the convolutions find in lr (N, 3, h, w), in [-1, 1], on average: (N, 2 WIDTH)."""
+        for axis in (2, 3):  # gathered, not padded: an exporter can follow that for every size
+            side = lr.shape[axis]
+            place = torch.arange(torch.sym_max(side, self.LEAST), device=lr.device)
+            lr = lr.index_select(axis, place.clamp(max=side - 1))
+        return self.look(GAIN * lr).mean(dim=(2, 3))

@@ -22,12 +22,13 @@ PREDICTION_TYPE = {
     "sample": "sample",
     "velocity": "sample",
 }
-SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "ddpm": (diffusers.DDPMScheduler, {}),
-    "ddim": (diffusers.DDIMScheduler, {"timestep_spacing": "trailing"}),
-    "lcm": (diffusers.LCMScheduler, {}),
-    "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
-    "unipc": (diffusers.UniPCMultistepScheduler, {"timestep_spacing": "trailing"}),
+# Names, for diffusers imports a class when it is asked for it, and some of them bring scipy.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "lcm": ("LCMScheduler", {}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
+    "unipc": ("UniPCMultistepScheduler", {"timestep_spacing": "trailing"}),
 }
 CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 THRESHOLD = {"thresholding": True, "sample_max_value": 1.0}  # dynamic thresholding that may not exceed 1 is clipping
@@ -84,8 +85,8 @@ def make_scheduler(cls: type, schedule: NoiseSchedule, target: str, *, estimated
 
 def named_scheduler(name: str, schedule: NoiseSchedule, target: str, *, estimated: bool = False) -> Any:
     """The scheduler of that name on our table of betas; ConfigError names the choices."""
-    cls, options = choose(name, SCHEDULERS, "scheduler")
-    return make_scheduler(cls, schedule, target, estimated=estimated, **options)
+    kind, options = choose(name, SCHEDULERS, "scheduler")
+    return make_scheduler(getattr(diffusers, kind), schedule, target, estimated=estimated, **options)
 
 
 def schedule_of(scheduler: Any) -> NoiseSchedule:

@@ -1,4 +1,4 @@
-"""`samdiffsr export`: the ONNX files and their runner give what the networks and diffusers' schedulers give."""
+"""`samdiffsr export --networks`: the ONNX files and their runner give what the networks and diffusers' schedulers give."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,10 @@ from samdiffsr import (
     imresize,
 )
 from samdiffsr.cli import main
-from samdiffsr.export import to_onnx as export_module
+from samdiffsr.export import trace as trace_module
+from samdiffsr.export.networks import describe, export_networks
 from samdiffsr.export.run_onnx import Upscaler, bicubic, gaussian
 from samdiffsr.export.run_onnx import main as run_onnx
-from samdiffsr.export.to_onnx import describe, export
 from samdiffsr.sampling.schedulers import make_scheduler
 
 SIZES = [(7, 5), (33, 20), (1, 1)]
@@ -74,7 +75,7 @@ def exported(tmp_path_factory):
     (parent / "paper").mkdir()
     (parent / "paper/notes.txt").write_text("mine")
     for name, make in FAMILIES.items():
-        export(make(), parent / name, overwrite=name == "paper")
+        export_networks(make(), parent / name, overwrite=name == "paper")
     assert sorted(path.name for path in parent.iterdir()) == ["light", "paper"]
     assert (parent / "paper/notes.txt").read_text() == "mine"
     (parent / "paper/notes.txt").unlink()
@@ -178,9 +179,39 @@ def test_runner_repeats_posterior_noise_in_all_steps_only(exported, tmp_path):
         upscaler(picture(7, 5), 10)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_runner_gives_the_same_in_tiles(exported, family):
+    """A window ends with the picture at its borders, and begins where the denoiser's coarsest level has a pixel."""
+    image = picture(150, 61)
+    whole, tiled = (Upscaler(exported[family], tile=tile) for tile in (0, 21))
+    np.testing.assert_allclose(tiled(image, noise=torch_noise()), whole(image, noise=torch_noise()), atol=1e-5)
+    seen = []
+    tiled._run = lambda name, inputs: seen.append((name, inputs)) or whole._run(name, inputs)
+    tiled(image, 1, torch_noise())
+    sides = [max(inputs["lr"].shape[2:]) for name, inputs in seen if name == "encoder.onnx"]
+    assert len(sides) > 4
+    assert max(sides) < 150
+
+
+def test_runner_takes_the_accelerator_that_is_there(exported, monkeypatch):
+    asked = []
+    made = onnxruntime.InferenceSession
+
+    def spy(network, options, providers):
+        asked.append(providers)
+        return made(network, options, providers=["CPUExecutionProvider"])
+
+    there = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    Upscaler(exported["light"])
+    Upscaler(exported["light"], providers=["CPUExecutionProvider"])
+    assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]] * 2 + [["CPUExecutionProvider"]] * 2
+
+
 def test_default_model_agrees_with_its_pipeline(tmp_path, capsys):
     """DDIM adds no noise, so from the same state each step of both must end in the same state."""
-    assert samdiffsr("export", "-o", tmp_path / "m", "--scheduler", "ddim") == 0
+    assert samdiffsr("export", "--networks", "-o", tmp_path / "m", "--scheduler", "ddim") == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "m")
     upscaler = Upscaler(tmp_path / "m", threads=1)
     image = picture(7, 5)
@@ -263,6 +294,9 @@ def test_runner_tells_bad_input_in_a_sentence(exported, tmp_path, capsys, monkey
         (("in.png", "in.png"), "exists already"),
         (("in.png", "out.xyz"), ".xyz"),
         (("in.png", "out.png", "--steps", "0"), "from 1 to 20"),
+        (("in.png", "out.png", "--clean", "0.5"), "not trained to clean"),
+        (("in.png", "out.png", "--clean", "2"), "from 0 to 1"),
+        (("in.png", "out.png", "--tile", "-1"), "tile is -1"),
         (("in.png", "out.png", "--folder", "nowhere"), "nowhere"),
         (("in.png", "out.png", "--folder", "broken"), "denoiser.onnx"),
     ]:
@@ -309,7 +343,7 @@ def test_what_the_runner_cannot_sample_is_refused(scheduler, options, told, tmp_
     pipe = light()
     pipe.scheduler = make_scheduler(scheduler, NoiseSchedule.cosine(20), "sample", **options)
     with pytest.raises(SamDiffSRError, match=told):
-        export(pipe, tmp_path / "m")
+        export_networks(pipe, tmp_path / "m")
     assert not list(tmp_path.iterdir())
 
 
@@ -317,23 +351,23 @@ def test_a_scheduler_that_misreads_the_prediction_is_refused(tmp_path):
     pipe = light()
     pipe.scheduler = make_scheduler(LCMScheduler, NoiseSchedule.cosine(20), "marginal_noise")
     with pytest.raises(SamDiffSRError, match=r"'epsilon'.*'sample'"):
-        export(pipe, tmp_path / "m")
+        export_networks(pipe, tmp_path / "m")
 
 
 def test_nothing_is_written_if_the_files_do_not_repeat_the_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "TOLERANCE", 0.0)
+    monkeypatch.setattr(trace_module.Graph, "tolerance", 0.0)
     with pytest.raises(SamDiffSRError, match="differs by"):
-        export(light(), tmp_path / "m")
+        export_networks(light(), tmp_path / "m")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_exists_is_kept_unless_told_otherwise(tmp_path):
     (tmp_path / "m").mkdir()
     with pytest.raises(SamDiffSRError, match=r"exists already.*--overwrite"):
-        export(light(), tmp_path / "m")
+        export_networks(light(), tmp_path / "m")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SamDiffSRError, match="exists already"):
-        export(light(), tmp_path / "file", overwrite=True)
+        export_networks(light(), tmp_path / "file", overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
     assert not list((tmp_path / "m").iterdir())
 
@@ -351,11 +385,12 @@ def test_command_line_errors_are_one_sentence(tmp_path, tiny_pipe_dir, capsys, m
         (("-m", tiny_pipe_dir, "-o", tmp_path / "m", "--scheduler", "euler"), "'lcm'"),
         (("-m", "nowhere", "-o", tmp_path / "m"), "nowhere"),
     ]:
-        assert samdiffsr("export", *arguments) == 2
+        assert samdiffsr("export", "--networks", *arguments) == 2
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1
-    monkeypatch.delitem(sys.modules, "samdiffsr.export.to_onnx")
+    for name in ("trace", "image", "networks"):
+        monkeypatch.delitem(sys.modules, f"samdiffsr.export.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert samdiffsr("export", "-m", tiny_pipe_dir, "-o", tmp_path / "m") == 2
+    assert samdiffsr("export", "--networks", "-m", tiny_pipe_dir, "-o", tmp_path / "m") == 2
     assert "pip install 'samdiffsr[onnx]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
