@@ -212,7 +212,7 @@ class Upscaler:
         if clean is not None:
             return np.array([clean], np.float32)
         found, seen, means = np.zeros(1, np.float32), 0, np.zeros((1, self.config["level_channels"]), np.float32)
-        for tile, _ in _tiles(*lr.shape[2:], LEVEL_TILE):
+        for tile, _ in _tiles(lr.shape[2:], LEVEL_TILE):
             window = lr[(..., *tile)]
             here = window.shape[2] * window.shape[3]
             seen += here
@@ -269,7 +269,7 @@ class Upscaler:
         multiple = -(-self.config["hr_multiple"] // SCALE)
         side, halo = (-(-size // multiple) * multiple for size in (self.tile, self.config["halo"][network]))
         whole: list[np.ndarray] = []
-        for tile, window in _tiles(*shape, side, halo, multiple):
+        for tile, window in _tiles(shape, side, halo, multiple):
             found = work(window)
             if tile == window:
                 return found
@@ -299,13 +299,13 @@ def _scaled(area: Sequence[slice], factor: int) -> list[slice]:
     return [slice(factor * side.start, factor * side.stop) for side in area]
 
 
-def _tiles(height: int, width: int, side: int, halo: int = 0, multiple: int = 1) -> Iterator[tuple[Area, Area]]:
+def _tiles(shape: Sequence[int], side: int, halo: int = 0, multiple: int = 1) -> Iterator[tuple[Area, Area]]:
     """Tiles of about equal size that cover a picture once, each with the window that is larger by the halo.
 
     All start at a multiple of `multiple`, as `side` and `halo` are. A `side` of 0 is one tile.
     """
     parts = []
-    for length in (height, width):
+    for length in shape:
         count = -(-length // (side or length))
         step = -(-length // (count * multiple)) * multiple
         ends = [(start, min(start + step, length)) for start in range(0, length, step)]
