@@ -203,7 +203,7 @@ def test_every_option_of_the_command_line_arrives(photos, capsys):
     masks = np.stack([left_half(24, 32), np.ones((24, 32), bool)]).repeat(2, axis=1).repeat(2, axis=2)
     expected = structure_map(masks, encoding="sincos", mean_over="image", overlap="last")
     assert np.array_equal(PreparedImages(photos / "out")[1][2], expected.astype(np.float16))
-    for wrong, told in ((["--masks", photos, "--structure", photos], "one folder"), ([], "one folder")):
+    for wrong, told in ((["--masks", photos, "--structure", photos], "one folder"), ([], "give a folder of regions")):
         with pytest.raises(SystemExit) as end:
             main([str(word) for word in ["prepare", *folders, *wrong]])
         assert end.value.code == 2

@@ -2,11 +2,12 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from samdiffsr.cli.options import Cluster, MaxPixels, Workers
+from samdiffsr.data import MAX_SHIFT
 from samdiffsr.errors import ConfigError
 from samdiffsr.images.formats import MAX_PIXELS
 
@@ -22,6 +23,14 @@ Masks = Annotated[
 Structure = Annotated[
     Path | None, typer.Option("--structure", metavar="DIR", help="Instead: folder of ready structure maps, <stem>.npy.")
 ]
+OwnLr = Annotated[
+    Path | None,
+    typer.Option(
+        "--lr",
+        metavar="DIR",
+        help="Folder of your own LR images, <stem> of any format, a quarter of the photographs' size.",
+    ),
+]
 Targets = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,7 +45,15 @@ MeanOver = Annotated[
 ]
 Overlap = Annotated[str, typer.Option(metavar="NAME", help="Where masks overlap: sum (paper) or last (released code).")]
 MissingMasks = Annotated[
-    str, typer.Option(metavar="NAME", help="zero: a photograph without regions gets an empty map; else error.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="zero: a photograph without regions gets an empty map, and no folder of regions is needed; else error.",
+    ),
+]
+MaxShift = Annotated[
+    float,
+    typer.Option(metavar="F", help="Refuse an own LR image that is shifted by more LR pixels; inf accepts every pair."),
 ]
 ResizeMasks = Annotated[bool, typer.Option("--resize-masks", help="Accept masks of another size than the photograph.")]
 PerShard = Annotated[int, typer.Option(min=1, metavar="N", help="Photographs in a shard, at most.")]
@@ -52,6 +69,8 @@ def prepare(
     output: Output,
     masks: Masks = None,
     structure: Structure = None,
+    lr: OwnLr = None,
+    max_shift: MaxShift = MAX_SHIFT,
     targets: Targets = None,
     encoding: Encoding = "rope",
     mean_over: MeanOver = "region",
@@ -74,8 +93,7 @@ def prepare(
     from samdiffsr.data.prepare import prepare_folder
     from samdiffsr.workers import in_processes
 
-    if (masks is None) == (structure is None):
-        raise ConfigError("give one folder of regions: --masks MASKS or --structure MAPS.")
+    regions, kind = _regions(masks, structure, missing_masks)
     folders = _folders(targets or [])
     options = PrepareOptions(
         encoding=encoding,  # pyright: ignore[reportArgumentType] - checked there
@@ -84,6 +102,7 @@ def prepare(
         missing_masks=missing_masks,  # pyright: ignore[reportArgumentType]
         resize_masks=resize_masks,
         max_pixels=max_pixels,
+        max_shift=max_shift,
     )
     run = partial(in_processes, workers=workers)
     if cluster:
@@ -92,7 +111,7 @@ def prepare(
         run = partial(on_cluster, cluster)
         input, output = input.absolute(), output.absolute()  # a worker has another working folder
         folders = {name: folder.absolute() for name, folder in folders.items()}
-        masks, structure = masks and masks.absolute(), structure and structure.absolute()
+        regions, lr = regions and regions.absolute(), lr and lr.absolute()
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("prepare", total=None, rate="")
@@ -102,11 +121,12 @@ def prepare(
 
         made = prepare_folder(
             input,
-            masks or structure,  # pyright: ignore[reportArgumentType] - one of them is given
+            regions,
             output,
-            kind="masks" if masks else "structure",
+            kind=kind,
             options=options,
             targets=folders,
+            lr=lr,
             images_per_shard=images_per_shard,
             run=run,
             progress=progress,
@@ -114,11 +134,32 @@ def prepare(
     _report(made, output)
 
 
+def _regions(
+    masks: Path | None, structure: Path | None, missing_masks: str
+) -> tuple[Path | None, Literal["masks", "structure", "none"]]:
+    """The folder of regions and its kind; there may be none where missing masks are accepted."""
+    if masks and structure:
+        raise ConfigError("give one folder of regions: --masks MASKS or --structure MAPS.")
+    if not (masks or structure or missing_masks == "zero"):
+        raise ConfigError(
+            "give a folder of regions, --masks MASKS or --structure MAPS; or, to fine-tune without, --missing-masks zero."
+        )
+    return masks or structure, "masks" if masks else "structure" if structure else "none"
+
+
 def _report(made: "PreparedFolder", output: Path) -> None:
     typer.echo(
         f"{made.images} photographs in {made.shards} shards, {made.bytes / 1e6:.0f} MB, in {output}; "
         f"{made.without_masks} without masks, {made.resized_masks} with masks of another size."
     )
+    if made.without_masks:
+        typer.echo(
+            f"Note: the structure map of {made.without_masks} photographs is zero (--missing-masks zero).", err=True
+        )
+    if made.unchecked:
+        typer.echo(
+            f"Note: {made.unchecked} LR images are too small or too plain to see whether they are shifted.", err=True
+        )
     if made.leftovers:
         typer.echo(
             f"Warning: {made.leftovers} shards of earlier runs in {output} do not belong to it any more.", err=True

@@ -1,5 +1,6 @@
 """`samdiffsr train light-cpu --set photos=data --set output=run`: train the encoder, then the denoiser."""
 
+import json
 import math
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +16,16 @@ Config = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG",
-        help="tiny, light-cpu, light, paper, released, a YAML file, or the .safetensors of an earlier run.",
+        help="tiny, light-cpu, light, paper, released, finetune, a YAML file, or the .safetensors of an earlier run.",
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="Train this model further: default, a pipeline folder or user/repo; the same as --set start=MODEL.",
     ),
 ]
 Stage = Annotated[
@@ -40,6 +50,7 @@ def register(app: typer.Typer) -> None:
 def train(
     config: Config,
     set: Set = None,
+    model: Start = None,
     stage: Stage = "all",
     resume: Resume = False,
     stop_after: StopAfter = None,
@@ -54,7 +65,7 @@ def train(
     deadline = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
     from samdiffsr.training.config import load_config
 
-    settings = load_config(config, set or [])
+    settings = load_config(config, [*([] if model is None else [f"start={json.dumps(model)}"]), *(set or [])])
     stages = ["encoder", "diffusion"] if stage == "all" else [stage]
     if "diffusion" in stages and settings.diffusion.warning:
         typer.echo(f"Warning: {settings.diffusion.warning}.", err=True)
@@ -102,8 +113,6 @@ def _train(settings: "TrainConfig", stages: list[str], resume: bool, deadline: f
 
 
 def _print_plan(settings: "TrainConfig", stages: list[str]) -> None:
-    import json
-
     import yaml
 
     from samdiffsr.training.cost import estimate_cost

@@ -1,5 +1,6 @@
 """Random aligned crops of a prepared folder, repeatable from (seed, index)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,10 +15,13 @@ from samdiffsr.data.degrade import MARGIN_LR, draw, random_of
 from samdiffsr.data.degrade import degrade as degrade_crop
 from samdiffsr.data.shards import MEMBERS, Example, Shard, read_index, read_manifest, stem_of
 from samdiffsr.errors import ConfigError, choose
-from samdiffsr.resize import SCALE
+from samdiffsr.resize import SCALE, imresize
 from samdiffsr.structure import position_window
 
 Degrade = Literal["none", "real"]
+MADE = (
+    4  # the random stream that says which LR crops are made; 0 and 1 draw crops and images, 2 the noise, 3 degradations
+)
 OPEN_SHARDS = 256  # mapped at once; each holds a file descriptor, of which a process commonly has 1024
 
 
@@ -77,7 +81,7 @@ Crop = tuple[JointCrop, Example]
 @dataclass(frozen=True)
 class Batch:
     """hr (N, 3, H, W) and lr (N, 3, H / 4, W / 4) float32 in [-1, 1], structure (N, 1, H, W) float32, and level (N,) float32:
-    how degraded lr is, from 0 (the exact bicubic reduction of hr) to 1.
+    how degraded lr is, from 0 (the exact bicubic reduction of hr) to 1; NaN where nobody knows, for the user's own LR images.
     `targets` has further targets of the encoder, as hr, by name. `position` (N, 1, H, W) is the position map from which
     structure is averaged, if somebody asked for it."""
 
@@ -98,7 +102,9 @@ class PreparedImages(Sequence[Example]):
     Attributes:
         size_lr: int64 (N, 2), height and width of each LR image.
         stems: name of each image.
-        structure: the arguments of `structure_map` that made the structure maps; None if they were ready maps.
+        structure: the arguments of `structure_map` that made the structure maps; None for ready maps, or if there are none.
+        own_lr: whether the LR images are the user's own.
+        regions: whether there are any.
 
     Raises:
         ConfigError: the folder is not a finished prepared folder, is not the one its manifest describes, or lacks targets.
@@ -108,6 +114,7 @@ class PreparedImages(Sequence[Example]):
         self.folder, self.targets = Path(folder), tuple(targets)
         manifest = read_manifest(self.folder)
         entries, self.structure = manifest["shards"], manifest["structure"]
+        self.own_lr, self.regions = manifest.get("lr") == "own", manifest["regions"] != "none"
         for name in targets:
             if name not in (there := manifest.get("targets", [])):
                 raise ConfigError(
@@ -184,6 +191,7 @@ class PreparedPhotos:
         crops_per_image: so many examples in a row come from one image.
         position: the encoding of the position maps that batches hold; None: they hold none.
         degrade: "real" makes the LR crops anew, as `samdiffsr.data.degrade` says; HR and structure stay what they are.
+        synthetic: of a folder with the user's own LR images, the share of examples whose LR crop is made from HR all the same.
         targets: names of further targets of the encoder, cut and turned as HR is.
 
     Raises:
@@ -199,12 +207,13 @@ class PreparedPhotos:
         flips: bool,
         crops_per_image: int = 1,
         degrade: Degrade = "none",
+        synthetic: float = 0.0,
         targets: Sequence[str] = (),
         position: str | None = None,
     ) -> None:
         self._position = position
         self._degrades = choose(degrade, {"none": False, "real": True}, "degrade")
-        self.images = PreparedImages(folder, targets)
+        self.images, self._synthetic = PreparedImages(folder, targets), synthetic
         self.crop_lr, self.flips = crop_lr, flips
         sampling = {"crop_lr": crop_lr, "candidates": candidates, "crops_per_image": crops_per_image}
         self._draws = CropDraws(self.images.size_lr, f"folder {folder}", **sampling)
@@ -217,8 +226,8 @@ class PreparedPhotos:
     def crop(self, seed: int, index: int) -> Example:
         """Example number `index`: hr (H, W, 3) uint8, lr (H / 4, W / 4, 3) uint8, structure (H, W) float16; targets as hr."""
         ((crop, (hr, lr, structure, *targets)),) = self._drawn(seed, index, 1)
-        degraded = self._degraded(crop, hr, seed, index)
-        lr = crop.apply(lr, 1) if degraded is None else degraded[0]
+        made, _ = self._lr(crop, hr, seed, index)
+        lr = crop.apply(lr, 1) if made is None else made
         return crop.apply(hr, SCALE), lr, *(crop.apply(array, SCALE) for array in (structure, *targets))
 
     def batch(self, seed: int, first: int, size: int) -> Batch:
@@ -226,18 +235,26 @@ class PreparedPhotos:
         crops = self._drawn(seed, first, size)
         batch = collate(crops, self.images.targets, position=self._position)
         for number, (crop, images) in enumerate(crops):
-            if (degraded := self._degraded(crop, images[0], seed, first + number)) is not None:
-                lr, batch.level[number] = degraded
+            lr, batch.level[number] = self._lr(crop, images[0], seed, first + number)
+            if lr is not None:
                 place = batch.lr[number]
                 np.copyto(place.numpy(), lr.transpose(2, 0, 1))
                 place.sub_(127.5).mul_(1 / 127.5)
         return batch
 
-    def _degraded(self, crop: JointCrop, hr: np.ndarray, seed: int, index: int) -> tuple[np.ndarray, float] | None:
-        """The LR crop (uint8) and its level; None if it is the exact bicubic reduction, which the folder holds."""
-        if not self._degrades or not draw(random_of(seed, index)).steps:
-            return None
-        lr, level = degrade_crop(crop.with_margin(hr, MARGIN_LR), seed, index)
+    def _lr(self, crop: JointCrop, hr: np.ndarray, seed: int, index: int) -> tuple[np.ndarray | None, float]:
+        """The LR crop (uint8) and its level. The crop is None if it is the one in the folder; the level is NaN if that is the
+        user's own."""
+        own = self.images.own_lr
+        if own and (_blocks(seed, MADE, index, 1)[0, 0] >> 11) * 2.0**-53 >= self._synthetic:
+            return None, math.nan
+        if self._degrades and draw(random_of(seed, index)).steps:
+            lr, level = degrade_crop(crop.with_margin(hr, MARGIN_LR), seed, index)
+        elif own:
+            inside = slice(MARGIN_LR, -MARGIN_LR)
+            lr, level = imresize(crop.with_margin(hr, MARGIN_LR), 1 / SCALE)[inside, inside], 0.0
+        else:  # the exact bicubic reduction, which the folder holds
+            return None, 0.0
         return crop.turn(lr), level
 
     def _drawn(self, seed: int, first: int, size: int) -> list[Crop]:

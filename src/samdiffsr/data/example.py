@@ -2,22 +2,23 @@
 
 import tokenize
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO, Literal
 
 import numpy as np
 
+from samdiffsr.data import MAX_SHIFT
+from samdiffsr.data.pairs import check_pair
 from samdiffsr.data.shards import MEMBERS, Example
-from samdiffsr.errors import ImageError, MaskError, choose
+from samdiffsr.errors import ConfigError, ImageError, MaskError, choose
 from samdiffsr.images import MAX_PIXELS, read_image
 from samdiffsr.masks.records import read_records
 from samdiffsr.masks.rle import region_pixels
 from samdiffsr.resize import SCALE, imresize
 from samdiffsr.structure import Encoding, MeanOver, Overlap, structure_map, structure_of_regions
 
-Regions = Literal["masks", "structure"]
+Regions = Literal["masks", "structure", "none"]
 MissingMasks = Literal["error", "zero"]
 LARGEST = float(np.finfo(MEMBERS["structure"]).max)  # beyond it a shard would hold infinity
 
@@ -32,9 +33,10 @@ class PrepareOptions:
             of zeros and counts it; "error" refuses it. A file that cannot be read is refused either way.
         resize_masks: bring masks and maps of another size to the photograph's by nearest neighbour, instead of refusing.
         max_pixels: larger photographs are refused before they are decoded.
+        max_shift: between a photograph and its own LR image, in LR pixels; infinity accepts any.
 
     Raises:
-        ConfigError: an unknown choice.
+        ConfigError: an unknown choice, or a shift below 0.
     """
 
     encoding: Encoding = "rope"
@@ -43,8 +45,11 @@ class PrepareOptions:
     missing_masks: MissingMasks = "error"
     resize_masks: bool = False
     max_pixels: int = MAX_PIXELS
+    max_shift: float = MAX_SHIFT
 
     def __post_init__(self) -> None:
+        if not self.max_shift >= 0:
+            raise ConfigError(f"max_shift is {self.max_shift}, but must be at least 0.")
         choose(self.missing_masks, {"error": False, "zero": True}, "missing_masks")
         structure_map(np.zeros((0, 1, 1), bool), **self.structure)  # refuses an unknown choice before anything is read
 
@@ -54,48 +59,68 @@ class PrepareOptions:
         return {"encoding": self.encoding, "mean_over": self.mean_over, "overlap": self.overlap}
 
 
+@dataclass(frozen=True)
+class Sources:
+    """The files of one example.
+
+    Attributes:
+        photo: any picture `read_image` reads. 16 bits are rounded to 8; transparency is refused.
+        regions: "<stem>.json" with region masks or "<stem>.npy" with a ready map; None where nobody gave any.
+        targets: name -> picture of the cropped photograph's size, from which the encoder may learn.
+        lr: the user's own LR image; None: it is made from the photograph.
+    """
+
+    photo: Path
+    regions: Path | None = None
+    targets: Mapping[str, Path] = field(default_factory=dict)
+    lr: Path | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """The arrays of one image, and what was unusual: no region at all, regions of another size."""
+    """The arrays of one image, and what was unusual: no region at all, regions of another size, an LR image that could not
+    be compared with its photograph."""
 
     example: Example
     without_masks: bool
     resized: bool
+    unchecked: bool = False
 
 
-def prepare_example(
-    photo: Path,
-    regions: Path,
-    kind: Regions,
-    options: PrepareOptions,
-    targets: Mapping[str, Path] = MappingProxyType({}),
-) -> Prepared:
-    """Read one photograph and its regions.
+def prepare_example(sources: Sources, kind: Regions, options: PrepareOptions) -> Prepared:
+    """Read one photograph and what belongs to it.
 
     The structure map is computed on the whole photograph; then both are cropped to a multiple of 4 at the right and
-    bottom, and the LR image is the exact MATLAB bicubic x1/4 of the cropped one.
+    bottom. The LR image is the exact MATLAB bicubic x1/4 of the cropped one, or the user's own.
 
     Args:
-        photo: any picture `read_image` reads. 16 bits are rounded to 8; transparency is refused.
-        regions: "<stem>.json" with region masks (`kind` "masks"), or "<stem>.npy" with a ready map ("structure").
-        targets: name -> picture of the cropped photograph's size, from which the encoder may learn.
+        kind: of the regions file.
 
     Raises:
         ImageError, MaskError: naming the file and what is wrong with it.
     """
-    hr = training_pixels(photo, options.max_pixels)
+    hr = training_pixels(sources.photo, options.max_pixels)
     shape = (hr.shape[0], hr.shape[1])
-    structure, resized = _structure(regions, kind, shape, options)
+    structure, resized = _structure(sources.regions, kind, shape, options)
     if structure is None and options.missing_masks == "error":
-        problem = "holds no region" if regions.exists() else "is missing"
-        raise MaskError(f"mask file {regions} {problem}: make it again, or accept that with --missing-masks zero.")
+        problem = "holds no region" if sources.regions and sources.regions.exists() else "is missing"
+        raise MaskError(
+            f"mask file {sources.regions} {problem}: make it again, or accept that with --missing-masks zero."
+        )
     height, width = shape[0] // SCALE * SCALE, shape[1] // SCALE * SCALE
+    lr, unchecked = None, False
+    if sources.lr is not None:
+        lr = training_pixels(sources.lr, options.max_pixels, least=1)
+        unchecked = not check_pair(sources.photo, hr, sources.lr, lr, options.max_shift)
     hr = np.ascontiguousarray(hr[:height, :width])
     out = np.zeros((height, width), MEMBERS["structure"])
     if structure is not None:
         out[...] = structure[:height, :width]
-    further = (_target(file, photo, (height, width), options.max_pixels) for _, file in sorted(targets.items()))
-    return Prepared((hr, imresize(hr, 1 / SCALE), out, *further), structure is None, resized)
+    further = (
+        _target(file, sources.photo, (height, width), options.max_pixels) for _, file in sorted(sources.targets.items())
+    )
+    lr = imresize(hr, 1 / SCALE) if lr is None else np.ascontiguousarray(lr)
+    return Prepared((hr, lr, out, *further), structure is None, resized, unchecked)
 
 
 def _target(file: Path, photo: Path, shape: tuple[int, int], max_pixels: int) -> np.ndarray:
@@ -110,24 +135,24 @@ def _target(file: Path, photo: Path, shape: tuple[int, int], max_pixels: int) ->
     return pixels
 
 
-def training_pixels(photo: Path, max_pixels: int) -> np.ndarray:
-    """uint8 (H, W, 3) of a photograph with at least 4x4 pixels, none of them transparent."""
+def training_pixels(photo: Path, max_pixels: int, *, least: int = SCALE) -> np.ndarray:
+    """uint8 (H, W, 3) of a photograph with at least `least` pixels a side, none of them transparent."""
     picture = read_image(photo, max_pixels=max_pixels)
     rgb, alpha = picture.rgb, picture.alpha
     if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
         raise ImageError(f"photograph {photo} has transparent pixels, whose colour is not defined; flatten it first.")
-    if min(rgb.shape[:2]) < SCALE:
+    if min(rgb.shape[:2]) < least:
         size = f"{rgb.shape[1]}x{rgb.shape[0]}"
-        raise ImageError(f"photograph {photo} is {size} pixels, but needs at least {SCALE}x{SCALE}.")
+        raise ImageError(f"photograph {photo} is {size} pixels, but needs at least {least}x{least}.")
     return rgb if rgb.dtype == np.uint8 else np.floor(rgb / 257.0 + 0.5).astype(np.uint8)
 
 
 def _structure(
-    regions: Path, kind: Regions, shape: tuple[int, int], options: PrepareOptions
+    regions: Path | None, kind: Regions, shape: tuple[int, int], options: PrepareOptions
 ) -> tuple[np.ndarray | None, bool]:
     """The structure map (`shape`), None where there is no region or no file, and whether it had another size."""
-    read = choose(kind, {"masks": _encoded_masks, "structure": _ready_map}, "kind")
-    return read(regions, shape, options) if regions.exists() else (None, False)
+    read = choose(kind, {"masks": _encoded_masks, "structure": _ready_map, "none": None}, "kind")
+    return (None, False) if read is None or regions is None or not regions.exists() else read(regions, shape, options)
 
 
 def _encoded_masks(regions: Path, shape: tuple[int, int], options: PrepareOptions) -> tuple[np.ndarray | None, bool]:

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
 from samdiffsr.data import SCHEMA
-from samdiffsr.data.example import PrepareOptions, Regions, prepare_example
+from samdiffsr.data.example import PrepareOptions, Regions, Sources, prepare_example
+from samdiffsr.data.pairs import find_partners
 from samdiffsr.data.shards import MEMBERS, ShardWriter, read_manifest
 from samdiffsr.errors import ConfigError, SamDiffSRError, choose
 from samdiffsr.files import sweep, whole_file, write_json
@@ -36,32 +38,36 @@ class ShardPlan:
 
     Attributes:
         names: file names of its photographs, sorted, in the folder `photos`.
-        regions: folder of "<stem>.json" or, for `kind` "structure", of "<stem>.npy".
+        regions: folder of "<stem>.json" or, for `kind` "structure", of "<stem>.npy"; None for `kind` "none".
         output: folder the shard is written to.
         targets: name and folder of further targets of the encoder, sorted; a folder has "<stem>.png" for each photograph.
+        lr: the user's own LR image of each photograph; empty: they are made from the photographs.
     """
 
     names: tuple[str, ...]
     photos: Path
-    regions: Path
+    regions: Path | None
     kind: Regions
     output: Path
     options: PrepareOptions
     targets: tuple[tuple[str, Path], ...] = ()
+    lr: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
         """The shard's file name without extension: the same for the same names and encoding on every machine."""
-        content = json.dumps([header(self.kind, self.options, [name for name, _ in self.targets]), self.names])
+        head = header(self.kind, self.options, [name for name, _ in self.targets], own_lr=bool(self.lr))
+        content = json.dumps([head, self.names])
         return f"shard-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
-    def sources(self) -> Iterator[tuple[Path, Path, dict[str, Path]]]:
-        """Photograph, regions file and target pictures of each image."""
-        suffix = choose(self.kind, {"masks": "json", "structure": "npy"}, "kind")
-        for name in self.names:
+    def sources(self) -> Iterator[Sources]:
+        """The files of each image."""
+        suffix = choose(self.kind, {"masks": "json", "structure": "npy", "none": ""}, "kind")
+        for name, lr in zip(self.names, self.lr or [None] * len(self.names), strict=True):
             stem = Path(name).stem
+            regions = None if self.regions is None else self.regions / f"{stem}.{suffix}"
             targets = {target: folder / f"{stem}.png" for target, folder in self.targets}
-            yield self.photos / name, self.regions / f"{stem}.{suffix}", targets
+            yield Sources(self.photos / name, regions, targets, lr)
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,15 @@ class _BadFiles(Exception):  # noqa: N818 - ends the writing of a shard, never l
     """Its arguments are the problems."""
 
 
-HEADER = ("schema", "scale", "regions", "structure", "targets")
+HEADER = ("schema", "scale", "regions", "structure", "targets", "lr")
 
 
-def header(kind: Regions, options: PrepareOptions, targets: Sequence[str]) -> dict:
-    """The properties that two prepared folders must share to be the same kind of data; "targets" only if there are any."""
+def header(kind: Regions, options: PrepareOptions, targets: Sequence[str], *, own_lr: bool) -> dict:
+    """The properties that two prepared folders must share to be the same kind of data; "targets" only if there are any, and
+    "lr" only if the LR images are the user's own."""
     encoding = options.structure if kind == "masks" else None
     found = {"schema": SCHEMA, "scale": SCALE, "regions": kind, "structure": encoding}
-    return found | ({"targets": list(targets)} if targets else {})
+    return found | ({"targets": list(targets)} if targets else {}) | ({"lr": "own"} if own_lr else {})
 
 
 def tools() -> dict[str, str]:
@@ -116,18 +123,19 @@ def cut(names: Iterable[str], limit: int) -> Iterator[tuple[str, ...]]:
 
 def plan_shards(
     photos: Path,
-    regions: Path,
+    regions: Path | None,
     output: Path,
     *,
     kind: Regions,
     options: PrepareOptions,
     images_per_shard: int,
     targets: Mapping[str, Path] = MappingProxyType({}),
+    lr: Path | None = None,
 ) -> list[ShardPlan]:
     """The shards of a folder of photographs, in the order of their names; nothing is opened.
 
     Raises:
-        ConfigError: no such folder, or a name of targets that cannot be used.
+        ConfigError: no such folder, a photograph without LR image, or a name of targets that cannot be used.
         ImageError: no photograph in the folder, or two of one stem.
     """
     for name in targets:
@@ -135,13 +143,23 @@ def plan_shards(
             raise ConfigError(
                 f"targets cannot be named {name!r}: use letters, digits, - and _, and none of {', '.join(MEMBERS)}."
             )
-    for folder, what in ((photos, "photographs"), (regions, kind), *((found, "targets") for found in targets.values())):
-        if not Path(folder).is_dir():
+    given = [
+        (photos, "photographs"),
+        (regions, kind),
+        (lr, "LR images"),
+        *((found, "targets") for found in targets.values()),
+    ]
+    for folder, what in given:
+        if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"folder {folder} with the {what} does not exist.")
     names = [file.name for file in list_images(photos, distinct=True)]
     further = tuple((name, Path(folder)) for name, folder in sorted(targets.items()))
-    folders = (Path(photos), Path(regions), kind, Path(output), options, further)
-    return [ShardPlan(piece, *folders) for piece in cut(names, images_per_shard)]
+    partners = None if lr is None else iter(find_partners(Path(photos), names, Path(lr)))
+    folders = (Path(photos), regions and Path(regions), kind, Path(output), options, further)
+    return [
+        ShardPlan(piece, *folders, tuple(islice(partners, len(piece))) if partners else ())
+        for piece in cut(names, images_per_shard)
+    ]
 
 
 def prepare_shard(plan: ShardPlan) -> ShardReport:
@@ -166,6 +184,7 @@ def prepare_shard(plan: ShardPlan) -> ShardReport:
         "images": len(images),
         "without_masks": sum(image["without_masks"] for image in images),
         "resized_masks": sum(image["resized"] for image in images),
+        "unchecked": sum(image.get("unchecked", False) for image in images),
         "bytes": content["bytes"],
         "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
     }
@@ -176,22 +195,28 @@ def _write_images(plan: ShardPlan, file: BinaryIO) -> list[dict]:
     """Write all images of a shard; returns the index. _BadFiles names every file that cannot be used."""
     writer = ShardWriter(file)
     problems, index = [], []
-    for photo, regions, targets in plan.sources():
+    for sources in plan.sources():
         try:
-            prepared = prepare_example(photo, regions, plan.kind, plan.options, targets)
+            prepared = prepare_example(sources, plan.kind, plan.options)
             source = {
-                "photo": _source(photo),
-                "regions": _source(regions) if regions.exists() else None,
+                "photo": _source(sources.photo),
+                "regions": _source(sources.regions) if sources.regions and sources.regions.exists() else None,
                 "without_masks": prepared.without_masks,
                 "resized": prepared.resized,
             }
-            if targets:
-                source["targets"] = {name: _source(file) for name, file in targets.items()}
+            if sources.targets:
+                source["targets"] = {name: _source(file) for name, file in sources.targets.items()}
+            if sources.lr is not None:  # the shift that was accepted too: a smaller one looks again
+                source |= {
+                    "own_lr": _source(sources.lr),
+                    "unchecked": prepared.unchecked,
+                    "max_shift": plan.options.max_shift,
+                }
         except SamDiffSRError as error:
             problems.append(str(error))
             continue  # the rest is looked at too, so that one run reports every bad file
         if not problems:
-            index.append(writer.add(photo.stem, prepared.example, list(targets)) | source)
+            index.append(writer.add(sources.photo.stem, prepared.example, list(sources.targets)) | source)
     if problems:
         raise _BadFiles(*problems)
     writer.close()
@@ -217,12 +242,16 @@ def _kept(plan: ShardPlan, tar: Path, index: Path) -> dict | None:
         content, written = json.loads(index.read_text(encoding="utf-8")), index.stat().st_mtime_ns
         if tar.stat().st_size != content["bytes"] or not content["tools"]:
             return None
-        for (photo, regions, targets), image in zip(plan.sources(), content["images"], strict=True):
+        for sources, image in zip(plan.sources(), content["images"], strict=True):
             refused = (image["without_masks"] and plan.options.missing_masks == "error") or (
                 image["resized"] and not plan.options.resize_masks
             )
-            files = [(photo, image["photo"]), (regions, image["regions"])]
-            files += [(file, image["targets"][name]) for name, file in targets.items()]
+            files = [(sources.photo, image["photo"])]
+            files += [(sources.regions, image["regions"])] if sources.regions else []
+            files += [(file, image["targets"][name]) for name, file in sources.targets.items()]
+            if sources.lr is not None:
+                refused |= image["max_shift"] != plan.options.max_shift or image["own_lr"]["name"] != sources.lr.name
+                files.append((sources.lr, image["own_lr"]))
             if refused or not all(_same(file, source, written) for file, source in files):
                 return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no such file, or no index of ours in it
@@ -250,24 +279,27 @@ MapShards = Callable[[Callable[[ShardPlan], ShardReport], Sequence[ShardPlan]], 
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """Counts of a finished folder; `leftovers` are shards of earlier runs that are no longer part of it."""
+    """Counts of a finished folder; `unchecked` are own LR images too small or plain to be compared with their photographs,
+    `leftovers` shards of earlier runs that are no longer part of it."""
 
     images: int
     shards: int
     without_masks: int
     resized_masks: int
+    unchecked: int
     bytes: int
     leftovers: int
 
 
 def prepare_folder(
     photos: Path,
-    regions: Path,
+    regions: Path | None,
     output: Path,
     *,
     kind: Regions = "masks",
     options: PrepareOptions = PrepareOptions(),
     targets: Mapping[str, Path] = MappingProxyType({}),
+    lr: Path | None = None,
     images_per_shard: int = IMAGES_PER_SHARD,
     run: MapShards = partial(in_processes, workers=1),
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -278,10 +310,11 @@ def prepare_folder(
     With these files mended or taken away the same command makes what is left.
 
     Args:
-        photos: folder of pictures. regions: folder of masks or, for `kind` "structure", of structure maps.
+        photos: folder of pictures. regions: folder of masks or, for `kind` "structure", of structure maps; None for "none".
         output: folder to write, made if need be.
         targets: name -> folder of further targets of the encoder, "<stem>.png" of each photograph's size (cut to multiples
             of 4): an upscaler's results, from which it may learn.
+        lr: folder of the user's own LR images, "<stem>" of any format; None makes them from the photographs.
         images_per_shard: at most; half of it typically.
         run: maps `prepare_shard` over the plans: `in_processes`, or a cluster's. May yield in any order.
         progress: called with (photographs done, photographs in all).
@@ -292,9 +325,9 @@ def prepare_folder(
     """
     output = Path(output)
     plans = plan_shards(
-        photos, regions, output, kind=kind, options=options, images_per_shard=images_per_shard, targets=targets
+        photos, regions, output, kind=kind, options=options, images_per_shard=images_per_shard, targets=targets, lr=lr
     )
-    head = header(kind, options, sorted(targets))
+    head = header(kind, options, sorted(targets), own_lr=lr is not None)
     if (output / "manifest.json").exists():
         found = read_manifest(output)
         if any(found.get(key) != head.get(key) for key in HEADER):
@@ -327,7 +360,8 @@ def _conclude(output: Path, head: dict, reports: list[ShardReport]) -> PreparedF
         leftovers += path.name.startswith("shard-") and path.suffix == ".tar" and path.name not in names
     made_with = sorted({json.dumps(report.tools) for report in reports})
     counts = {
-        key: sum(entry[key] for entry in entries) for key in ("images", "without_masks", "resized_masks", "bytes")
+        key: sum(entry[key] for entry in entries)
+        for key in ("images", "without_masks", "resized_masks", "unchecked", "bytes")
     }
     tools = {"tools": [json.loads(found) for found in made_with]}
     write_json(head | tools | counts | {"shards": entries}, output / "manifest.json", indent=1)

@@ -34,6 +34,12 @@ class DataConfig(_Frozen):
     degrade: Degrade = Field(
         "none", description="real: blur, noise and JPEG in two thirds of the inputs, see docs/training.md"
     )
+    synthetic: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of a folder with your own LR images, the share of inputs made from the photographs all the same",
+    )
     workers: int = Field(1, ge=0, description="threads that prepare batches ahead; 0: none, in the loop itself")
 
 
@@ -277,11 +283,15 @@ def _read(source: str) -> Any:
 def load_config(source: Path | str, overrides: list[str]) -> TrainConfig:
     """Read a configuration and apply overrides `section.key=value` (the value is YAML too).
 
+    `start` names a finished model to train further: default, a pipeline folder, or user/repo of the Hub. Its networks, process
+    and settings are taken over where the configuration leaves them open.
+
     Args:
         source: a YAML file, a preset's name, or weights (.safetensors) that a run wrote, which carry its configuration.
 
     Raises:
         ConfigError: naming the key that is unknown, missing or of the wrong type.
+        CheckpointError: there is no such model to start from.
     """
     tree = _read(str(source))
     if not isinstance(tree, dict):
@@ -300,6 +310,11 @@ def load_config(source: Path | str, overrides: list[str]) -> TrainConfig:
             node[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"the value of override {override!r} is not valid YAML.") from None
+    start = tree.pop("start", None)  # the model's parts take its place
+    if start is not None:
+        from samdiffsr.training.start import take_over
+
+        tree = take_over(str(start), tree)
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:

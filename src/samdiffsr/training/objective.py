@@ -113,14 +113,16 @@ class EncoderObjective(Objective):
 
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """To a discriminator the base is MATLAB bicubic."""
-        estimate = self.network(batch.lr, **level_for(self.network, batch.level)).float()
+        level = known_level(self.network, batch)
+        estimate = self.network(batch.lr, **level_for(self.network, level)).float()
         base = imresize_tensor(batch.lr, SCALE) if self.has_discriminator else None
         images = {"hr": batch.hr} | batch.targets
         losses = [weight * self.pixel_loss(estimate, images[name]) for name, weight in self.targets.items()]
         terms = {"pixel": torch.stack(losses).sum()}
         if takes_level(self.network):
             found = self.network.level_head(batch.lr).float()  # pyright: ignore[reportCallIssue]
-            terms["level"] = self.level_weight * F.mse_loss(found, batch.level)
+            wanted = torch.where(batch.level.isnan(), found.detach(), batch.level)  # unknown levels teach nothing
+            terms["level"] = self.level_weight * F.mse_loss(found, wanted)
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
 
@@ -154,7 +156,7 @@ class DiffusionObjective(Objective):
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """Gradients reach the encoder, if it learns, through its features; the base is never part of the graph."""
         scale, t = self.config.residual_scale, draws["t"]
-        batch = replace(batch, structure=MAPS[self.config.structure.map](batch))
+        batch = replace(batch, structure=MAPS[self.config.structure.map](batch), level=known_level(self.encoder, batch))
         with nullcontext() if "encoder" in self.trained else torch.no_grad():
             given = {"with_image": self.config.base == "encoder"} | level_for(self.encoder, batch.level)
             features, image = self.encoder.encode(batch.lr, **given)  # pyright: ignore[reportCallIssue]
@@ -194,6 +196,17 @@ class DiffusionObjective(Objective):
             prediction = self.network(x_t, last, features[chosen], **level).float()
             start[chosen] = self.process.predict_x0(x_t, prediction, last, seen[chosen]).clamp(-1, 1)
         return start, structure
+
+
+@torch.no_grad()
+def known_level(encoder: nn.Module, batch: Batch) -> Tensor:
+    """The levels of a batch (N,). Where nobody knows them, an encoder that takes a level is given its own estimate, as when a
+    picture is enlarged."""
+    unknown = batch.level.isnan()
+    if not takes_level(encoder) or not bool(unknown.any()):
+        return batch.level
+    found = encoder.level_head(batch.lr).float().clamp(0, 1)  # pyright: ignore[reportCallIssue]
+    return torch.where(unknown, found, batch.level)
 
 
 def level_for(network: nn.Module, level: Tensor) -> dict[str, Tensor]:

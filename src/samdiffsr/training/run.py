@@ -222,9 +222,15 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
         flips=data.flips,
         crops_per_image=data.crops_per_image,
         degrade=data.degrade,
+        synthetic=data.synthetic,
         targets=further_targets(stage),
         position=stage.structure.encoding if isinstance(stage, DiffusionConfig) and stage.needs_position else None,
     )
+    if isinstance(stage, DiffusionConfig) and stage.structure_weight and not photos.images.regions:
+        raise ConfigError(
+            f"diffusion.structure_weight is {stage.structure_weight}, but folder {config.photos} was prepared without "
+            "regions, of which the structure head would learn nothing: prepare it with --masks."
+        )
     made_with = photos.images.structure
     if isinstance(stage, DiffusionConfig) and made_with is not None:  # of ready maps it is not known
         for key, option in PREPARE.items():
