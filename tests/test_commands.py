@@ -43,6 +43,7 @@ ELSEWHERE = {
     "samdiffsr prepare .*--lr": "tests/data/test_pairs.py::test_masks_can_be_left_out_and_that_is_said",
     "samdiffsr train finetune --set": "tests/training/test_finetune.py::test_the_command",
     "samdiffsr evaluate --hr test-hr": "tests/evaluation/test_evaluate.py::test_the_report_says_what_was_run",
+    "samdiffsr upscale film": "tests/upscale/test_video.py::test_the_command",
     "samdiffsr train .*targets": "tests/training/test_distillation.py::test_the_commands_of_the_guide",
     "samdiffsr masks .*felzenszwalb|samdiffsr prepare .*-o data$|samdiffsr train tiny|samdiffsr upscale .*(small|teacher)": (
         "tests/test_guide.py::test_the_four_commands_of_the_guide"

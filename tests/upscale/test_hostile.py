@@ -89,3 +89,34 @@ def test_a_picture_that_changes_meanwhile_does_not_end_the_batch(
     assert [source for source, _ in report.failed] == [str(moving)]
     assert "changed while it was read; try again when nobody writes to it." in report.failed[0][1]
     assert os.listdir(tmp_path / "o") == ["b_x4.png"]
+
+
+SCRIPTS = (
+    "фото",
+    "写真 1",
+    "사진",
+    "صورة",
+    "תמונה",
+    "चित्र",
+    "ภาพ",
+    "εικόνα",
+    "e\u0301te\u0301",
+    "\u00e9t\u00e9",
+    "🦊🏽",
+    "-o",
+)
+"""From left and right, with marks of their own and composed ones; two of them are one file on macOS."""
+
+SHELL = () if os.name == "nt" else ("[b](c)*?", "'a\"b`$x", "line\nbreak")
+"""What a pattern or a shell would misread."""
+
+
+def test_names_in_every_script(tiny_pipe: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "Φωτο 写真"
+    for name in (*SCRIPTS, *SHELL):
+        noise_image(folder / f"{name}.png")
+    there = os.listdir(folder)
+    report = upscale_files(lambda: tiny_pipe, plan([folder], tmp_path / "o"))
+    assert (report.failed, report.notes) == ([], [])
+    assert set(os.listdir(tmp_path / "o")) == {f"{name.removesuffix('.png')}_x4.png" for name in there}
+    assert len(there) >= len(SCRIPTS) + len(SHELL) - 1

@@ -22,7 +22,7 @@ Inputs = Annotated[
         "-i",
         "--input",
         metavar="PATH",
-        help="Image, folder of images or quoted pattern such as 'a*.png', with --cluster also a URI; repeatable.",
+        help="Image, film, folder of images or quoted pattern such as 'a*.png', with --cluster also a URI; repeatable.",
     ),
 ]
 InputList = Annotated[
@@ -77,7 +77,12 @@ def upscale(
     from samdiffsr.upscale.plan import plan, read_list
 
     ending = settings.output_size.suffix if suffix is None else suffix
-    inputs, listed = [*(places or []), *(input or [])], read_list(input_list) if input_list else []
+    inputs = [*(places or []), *(input or [])]
+    if films := [place for place in inputs if _is_film(place)]:
+        _refuse_beside_film(films[0], inputs, input_list, cluster, as_json)
+        _film(films[0], output, ending, settings, files, model, device)
+        return
+    listed = read_list(input_list) if input_list else []
     if cluster is None:
         _refuse_uris(output, *inputs, *listed)
     how = partial(plan, recursive=recursive, format=files.format, skip_existing=files.skip_existing)
@@ -92,6 +97,50 @@ def upscale(
             _print_json(report, jobs, model, settings.seed)
     if report.failed:
         raise typer.Exit(1)
+
+
+def _is_film(place: str) -> bool:
+    from samdiffsr.upscale.video import is_film_name
+
+    return is_film_name(place)
+
+
+def _refuse_beside_film(
+    film: str, inputs: list[str], input_list: str | None, cluster: str | None, as_json: bool
+) -> None:
+    if len(inputs) > 1 or input_list:
+        raise ConfigError(f"'{film}' is a film, which is enlarged alone: give one input.")
+    for option, given in (("--cluster", cluster), ("--json", as_json)):
+        if given:
+            raise ConfigError(f"'{film}' is a film, which does not take {option}; leave it out.")
+
+
+def _film(
+    source: str, output: str, suffix: str, settings: Settings, files: FileSettings, model: str, device: str
+) -> None:
+    """One film, with a bar that shows the time left."""
+    from pathlib import Path
+
+    from samdiffsr.load import load_model
+    from samdiffsr.upscale.batch import Progress
+    from samdiffsr.upscale.video import WRITABLE, upscale_film
+
+    target = Path(output)
+    if target.is_dir() or not target.suffix:
+        kept = Path(source).suffix if Path(source).suffix.lower() in WRITABLE else ".mkv"
+        target = target / f"{Path(source).stem}{suffix}{kept}"
+    with _Bar() as bar:
+        warnings = upscale_film(
+            lambda: load_model(model, device),
+            Path(source),
+            target,
+            settings,
+            files,
+            model=model,
+            on_progress=lambda part, made: bar.update(Progress(source, 1, 1, part, made)),
+        )
+    for warning in warnings:
+        typer.echo(f"Note: '{source}': {warning}.", err=True)
 
 
 def _refuse_uris(*paths: str) -> None:
