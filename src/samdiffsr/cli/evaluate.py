@@ -44,7 +44,7 @@ Baseline = Annotated[
 ]
 Perceptual = Annotated[
     list[str] | None,
-    typer.Option("--perceptual", metavar="NAME", help="lpips-alex, lpips-vgg, squeeze or fid; repeatable."),
+    typer.Option("--perceptual", metavar="NAME", help="lpips-alex, lpips-vgg, dists, squeeze or fid; repeatable."),
 ]
 Border = Annotated[
     int,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from samdiffsr.errors import ConfigError, ImageError, Range, choose
+from samdiffsr.evaluation.dists import DISTS, HEADS
 from samdiffsr.evaluation.downloads import PUBLISHED, sha256
 from samdiffsr.evaluation.fid import FEATURES, FEW, InceptionFeatures, check_count, frechet_distance
 from samdiffsr.evaluation.fid import WEIGHTS as INCEPTION
@@ -107,6 +108,11 @@ def load_metrics(names: Sequence[str], folder: Path) -> PerceptualMetrics:
         distances[f"lpips-{trunk}"] = LPIPS(trunk, folder)
         digests.update({name: PUBLISHED[name].sha256 for name in (TRUNKS[trunk].weights, TRUNKS[trunk].heads)})
 
+    def dists() -> None:
+        least.append(DISTS.LEAST)
+        distances["dists"] = DISTS(folder)
+        digests.update({name: PUBLISHED[name].sha256 for name in (TRUNKS["vgg"].weights, HEADS)})
+
     def squeeze() -> None:
         least.append(SqueezeDistance.LEAST)
         distances["squeeze"] = SqueezeDistance()
@@ -120,6 +126,7 @@ def load_metrics(names: Sequence[str], folder: Path) -> PerceptualMetrics:
     loaders = {
         "lpips-alex": lambda: lpips("alex"),
         "lpips-vgg": lambda: lpips("vgg"),
+        "dists": dists,
         "squeeze": squeeze,
         "fid": fid,
     }

@@ -1,4 +1,4 @@
-"""The published weight files of LPIPS and FID: where they lie, where they come from, and that they are the right ones."""
+"""The published weight files of LPIPS, DISTS and FID: where they lie, where they come from, and whether they are right."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ class Published:
 
 # The digests of the three large files are those quoted by several independent projects, and begin with the digits in the
 # published names. (That of the Inception is quoted for torch-fidelity's release of the same file under another name.)
-# The two small ones were computed from the lpips 0.1.4 package.
+# Those of the small ones were computed from the packages lpips 0.1.4 and DISTS-pytorch 0.1.
 PUBLISHED = {
     file.name: file
     for file in (
@@ -46,6 +46,11 @@ PUBLISHED = {
             "vgg.pth",
             "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
             "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        ),
+        Published(
+            "weights.pt",
+            "https://raw.githubusercontent.com/dingkeyan93/DISTS/master/DISTS_pytorch/weights.pt",
+            "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
         ),
         Published(
             "pt_inception-2015-12-05-6726825d.pth",

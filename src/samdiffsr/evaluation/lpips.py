@@ -4,7 +4,7 @@ Features of AlexNet or VGG16 after five of their ReLUs, each scaled to unit leng
 weighted by a published linear head per layer, averaged over positions, summed over layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,18 +63,24 @@ TRUNKS = {
 
 
 def stage_features(
-    image: Tensor, weights: Mapping[str, Tensor], trunk: Trunk, stages: int | None = None
+    image: Tensor,
+    weights: Mapping[str, Tensor],
+    trunk: Trunk,
+    stages: int | None = None,
+    *,
+    pool: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """The maps after the first `stages` stages (all by default) of a normalised image (N, 3, H, W).
 
     Args:
         weights: `features.INDEX.weight` and `.bias`, as torchvision names them.
+        pool: takes the place of the trunk's own pooling.
     """
     x, out = image, []
     for stage in trunk.stages[:stages]:
         for layer in stage:
             if layer is None:
-                x = F.max_pool2d(x, trunk.pool, 2)
+                x = F.max_pool2d(x, trunk.pool, 2) if pool is None else pool(x)
                 continue
             index, stride, padding = layer
             weight, bias = (weights[f"features.{index}.{part}"] for part in ("weight", "bias"))

@@ -66,6 +66,7 @@ METRICS = {
         ),
         Metric("lpips-alex", "LPIPS-Alex", "lower", 4, f"LPIPS 0.1 (arXiv 1801.03924), AlexNet; {_WHOLE}"),
         Metric("lpips-vgg", "LPIPS-VGG", "lower", 4, f"LPIPS 0.1 (arXiv 1801.03924), VGG16; {_WHOLE}"),
+        Metric("dists", "DISTS", "lower", 4, f"DISTS (arXiv 2004.07728), VGG16, not shrunk to 256 pixels; {_WHOLE}"),
         Metric(
             "squeeze",
             "squeeze distance",
