@@ -253,7 +253,7 @@ def test_the_level_reaches_both_networks_and_is_learned(photos):
     stage2 = DiffusionObjective(denoiser, encoder, DiffusionConfig(optim=optim, base="encoder", rollout=0.5))
     for objective in (stage1, stage2):
         assert terms_of(objective, batch)["pixel"].item() != terms_of(objective, other)["pixel"].item()
-    wanted = 0.5 * (encoder.level_head(batch.lr) - batch.level).square().mean()
+    wanted = 0.5 * (encoder.level_head(batch.lr) - batch.level.sqrt()).square().mean()
     assert terms_of(stage1, batch)["level"].item() == pytest.approx(wanted.item())
     assert "level" not in terms_of(stage2, batch)
     blind = EncoderObjective(LightEncoder(8, 1), EncoderConfig(optim=optim))

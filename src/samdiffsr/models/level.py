@@ -36,7 +36,8 @@ class LevelEmbedding(nn.Module):
 
 
 class LevelHead(nn.Module):
-    """LR image -> its level: convolutions without padding, the mean of what they find over the image, two linear layers.
+    """LR image -> the root of its level: convolutions without padding, the mean of what they find over the image, two linear
+    layers. The root, because a clean picture taken for a slightly degraded one costs most (docs/log.md).
 
     It looks at the pixels, not at the encoder's features, which depend on the level themselves. It costs a 600th of the
     default encoder.
@@ -63,7 +64,7 @@ class LevelHead(nn.Module):
         self.wide, self.out = nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 1)
 
     def forward(self, lr: Tensor) -> Tensor:
-        """lr (N, 3, h, w) in [-1, 1] -> (N,), in training also below 0 and above 1."""
+        """lr (N, 3, h, w) in [-1, 1] -> the root of the level (N,), in training also below 0 and above 1."""
         return self.judge(self.means(lr))
 
     def estimate(self, windows: Iterable[Tensor]) -> Tensor:
@@ -73,10 +74,10 @@ class LevelHead(nn.Module):
         for window in windows:
             area = window.shape[2] * window.shape[3]
             total, pixels = total + area * self.means(window).float(), pixels + area
-        return self.judge((total / pixels).to(self.out.weight.dtype)).clamp(0, 1)
+        return self.judge((total / pixels).to(self.out.weight.dtype)).clamp(0, 1).square()
 
     def judge(self, means: Tensor) -> Tensor:
-        """The level (N,) that means (N, 2 WIDTH) speak of, also below 0 and above 1."""
+        """The root of the level (N,) that means (N, 2 WIDTH) speak of, also below 0 and above 1."""
         return self.out(F.relu(self.wide(means)))[:, 0]
 
     def means(self, lr: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class EncoderObjective(Objective):
         terms = {"pixel": torch.stack(losses).sum()}
         if takes_level(self.network):
             found = self.network.level_head(batch.lr).float()  # pyright: ignore[reportCallIssue]
-            wanted = torch.where(batch.level.isnan(), found.detach(), batch.level)  # unknown levels teach nothing
+            wanted = torch.where(batch.level.isnan(), found.detach(), batch.level.sqrt())  # unknown levels teach nothing
             terms["level"] = self.level_weight * F.mse_loss(found, wanted)
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
@@ -205,7 +205,7 @@ def known_level(encoder: nn.Module, batch: Batch) -> Tensor:
     unknown = batch.level.isnan()
     if not takes_level(encoder) or not bool(unknown.any()):
         return batch.level
-    found = encoder.level_head(batch.lr).float().clamp(0, 1)  # pyright: ignore[reportCallIssue]
+    found = encoder.level_head(batch.lr).float().clamp(0, 1).square()  # pyright: ignore[reportCallIssue]
     return torch.where(unknown, found, batch.level)
 
 

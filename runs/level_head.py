@@ -1,0 +1,57 @@
+"""The estimate of the level learns on by itself, from larger crops than the encoder can afford:
+
+    python runs/level_head.py DATA ENCODER [--updates 3500]
+
+DATA: a prepared folder. ENCODER: the folder of a trained encoder that takes the level; its head is replaced, nothing else.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from samdiffsr import LightEncoder
+from samdiffsr.data.dataset import PreparedPhotos
+from samdiffsr.models.level import LevelHead
+
+BATCH, CROP_LR, RATE, WARMUP, SEED = 16, 64, 2e-3, 100, 11
+REPORT_EVERY = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "encoder"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--updates", type=int, default=3500)
+    given = parser.parse_args()
+    encoder: Any = LightEncoder.from_pretrained(given.encoder)
+    if not encoder.takes_level:
+        parser.error(f"{given.encoder} does not take the level: train it with encoder.network.level=true")
+    photos = PreparedPhotos(given.data, crop_lr=CROP_LR, candidates=1, flips=True, degrade="real")
+    torch.manual_seed(0)
+    head = LevelHead()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    losses = []
+    for update in range(given.updates):
+        for group in optimizer.param_groups:
+            warm = min(1.0, (update + 1) / WARMUP)
+            group["lr"] = RATE * warm * 0.5 * (1 + math.cos(math.pi * update / given.updates))
+        batch = photos.batch(SEED, update * BATCH, BATCH)
+        loss = F.mse_loss(head(batch.lr), batch.level.sqrt())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if len(losses) == REPORT_EVERY:
+            print(update + 1, f"{sum(losses) / len(losses):.5f}", flush=True)
+            losses.clear()
+    encoder.level_head.load_state_dict(head.state_dict())
+    encoder.save_pretrained(given.encoder)
+
+
+if __name__ == "__main__":
+    main()
