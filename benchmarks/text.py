@@ -1,9 +1,9 @@
 """How legible small text is after enlarging:  python benchmarks/text.py [-m MODEL ...]
 
-Twenty lines of text (Aileron, CC0, which Pillow carries; 20 to 36 pixels, dark or light, on plain grounds and on the pictures of
-examples/), reduced to a quarter. RapidOCR's network reads them: of the original, of bicubic interpolation, and of each MODEL
-(default: default). Printed is the share of characters that are wrong: edit distance over length. Needs, in an environment of
-its own or here: pip install rapidocr-onnxruntime
+Twenty lines of text (Aileron, CC0, which Pillow carries; 20 to 36 pixels, dark or light, on plain grounds and on the pictures
+of examples/), reduced to a quarter. RapidOCR's network reads them: of the original, of bicubic interpolation, and of each MODEL
+(default: default) at detail 0 and at its own. Printed is the share of characters that are wrong: edit distance over length.
+Needs, in an environment of its own or here: pip install rapidocr-onnxruntime
 """
 
 import argparse
@@ -18,11 +18,10 @@ from samdiffsr.images import Picture
 from samdiffsr.load import load_model
 from samdiffsr.resize import SCALE
 from samdiffsr.upscale.enlarge import enlarge
+from samdiffsr.upscale.settings import Settings
 
-WORDS = (
-    "Platform Bakery Tuesday 1984 harbour No.27 Library exit Garden 06:45 quarter Museum of birds Bridge Street invoice "
-    "Station 3.50 kg handle with care Opening hours monday-friday Reading room Level 2 ticket office Please ring twice"
-).split()
+WORDS = """Platform Bakery Tuesday 1984 harbour No.27 Library exit Garden 06:45 quarter Museum of birds Bridge Street invoice
+Station 3.50 kg handle with care Opening hours monday-friday Reading room Level 2 ticket office Please ring twice""".split()  # noqa: SIM905
 LINES, MARGIN = 20, 12
 GROUNDS = Path(__file__).parents[1] / "examples/originals"
 
@@ -68,7 +67,10 @@ def main() -> None:
     ways = {"original": lambda hr, _: hr, "bicubic": lambda _, lr: imresize(lr, SCALE)}
     for name in given.model or ["default"]:
         pipe = load_model(name)
-        ways[name] = lambda _, lr, pipe=pipe: enlarge(pipe, Picture(lr)).rgb
+        for detail in (0.0, None):
+            way = f"{name}, detail {'as it is' if detail is None else detail}"
+            settings = Settings(detail=detail)
+            ways[way] = lambda _, lr, pipe=pipe, settings=settings: enlarge(pipe, Picture(lr), settings).rgb
     drawn = [(text, hr, imresize(hr, 1 / SCALE)) for text, hr in lines()]
     for name, way in ways.items():
         wrong = 0
