@@ -58,7 +58,7 @@ class _Level(nn.Module):
 
     def forward(self, lr: Tensor, means: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         here = share[:, None] * self.head.means(lr) + (1 - share)[:, None] * means
-        return here, self.head.judge(here).clamp(0, 1)
+        return here, self.head.level_of(here)
 
 
 def export_networks(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = False) -> None:

@@ -106,7 +106,9 @@ class EncoderLossConfig(LossConfig):
 
     targets: dict[str, Annotated[float, Field(gt=0)]] = Field({"hr": 1.0}, min_length=1, description="name: weight")
     level_weight: float = Field(
-        0.1, gt=0, description="of the squared error of the root of the estimated level, for an encoder that takes the level"
+        0.1,
+        gt=0,
+        description="of the squared error of the root of the estimated level, for an encoder that takes the level",
     )
 
 
