@@ -154,7 +154,7 @@ def test_unknown_levels_are_estimated_and_teach_nothing(data):
     assert torch.equal(level[~unknown], batch.level[~unknown])
     assert encoder.level_head is not None
     with torch.no_grad():
-        assert torch.equal(level[unknown], encoder.level_head(batch.lr).clamp(0, 1)[unknown])
+        assert torch.equal(level[unknown], encoder.level_head(batch.lr).clamp(0, 1).square()[unknown])
     config = load_config("finetune", [f"photos={data / 'own'}"]).encoder
     everything = dataclasses.replace(batch, level=torch.full((8,), math.nan))
     draws = EncoderObjective(encoder, config).draws(0, 0, 8)

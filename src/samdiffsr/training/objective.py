@@ -121,7 +121,9 @@ class EncoderObjective(Objective):
         terms = {"pixel": torch.stack(losses).sum()}
         if takes_level(self.network):
             found = self.network.level_head(batch.lr).float()  # pyright: ignore[reportCallIssue]
-            wanted = torch.where(batch.level.isnan(), found.detach(), batch.level.sqrt())  # unknown levels teach nothing
+            wanted = torch.where(
+                batch.level.isnan(), found.detach(), batch.level.sqrt()
+            )  # unknown levels teach nothing
             terms["level"] = self.level_weight * F.mse_loss(found, wanted)
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
