@@ -74,7 +74,7 @@ def _schedule(name: str, schedule: NoiseSchedule) -> Tree:
 
 def _scheduler(name: str, scheduler: Any) -> str:
     for known, (kind, _) in SCHEDULERS.items():
-        if type(scheduler) is kind:
+        if type(scheduler).__name__ == kind:
             return known
     raise ConfigError(
         f"start is {name}, whose scheduler {type(scheduler).__name__} is none of {', '.join(SCHEDULERS)}: "
