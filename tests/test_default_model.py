@@ -31,7 +31,7 @@ def test_weights_are_half_precision_and_under_12_megabytes():
 
 
 def test_it_was_trained_with_structure_modulated_noise(pipe):
-    assert pipe.config["shift"] == "none"  # it ignores the map, and is sampled as what it is: see its card
+    assert pipe.config["shift"] == "released"
 
 
 @pytest.mark.parametrize(("detail", "gain"), [(None, 0.25), (0, 0.5)])

@@ -142,15 +142,15 @@ def test_values_outside_black_and_white_count_as_black_and_white(host, tiny_pipe
 def test_progress_goes_through_the_batch(host, tiny_pipe, images):
     host.run(UPSCALE, model=tiny_pipe, image=images)
     [(total, values)] = host.bars
-    assert (total, values) == (2000, [500, 1000, 1500, 2000])
+    assert (total, values) == (2000, [333, 667, 1000, 1333, 1667, 2000])  # the encoder, then two steps
     assert host.freed == [(2**30, torch.device("cpu"))]
 
 
 def test_cancel_stops_after_the_step(host, tiny_pipe, images):
-    host.calls_until_interrupt = 3  # before the first image, its first step, its second
+    host.calls_until_interrupt = 3  # before the first image, after its encoder, after its first step
     with pytest.raises(InterruptProcessingException):
         host.run(UPSCALE, model=tiny_pipe, image=images)
-    assert host.bars[0][1] == [500]
+    assert host.bars[0][1] == [333]
 
 
 def test_the_named_model_is_loaded(host, tiny_pipe_dir, tiny_pipe, images):

@@ -27,7 +27,7 @@ class Graph:
     Attributes:
         shapes, examples: hold more names than `inputs`.
         defaults: inputs that may be left out, and the value that they then have.
-        tolerance: of the difference between file and network.
+        tolerance: of the difference between file and network; None: `TOLERANCE`.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Graph:
     shapes: Mapping[str, dict[int, Any]]
     examples: list[dict[str, Tensor]]
     defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
-    tolerance: float = TOLERANCE
+    tolerance: float | None = None
 
     def example(self, number: int) -> dict[str, Tensor]:
         return {name: self.examples[number][name] for name in self.inputs}
@@ -90,10 +90,11 @@ def compare(graph: Graph, content: bytes) -> None:
         ):
             reference = theirs.numpy()
             difference = float(np.abs(ours - reference).max() / max(1.0, np.abs(reference).max()))
-            if not difference <= graph.tolerance:
+            most = TOLERANCE if graph.tolerance is None else graph.tolerance
+            if not difference <= most:
                 raise ConfigError(
                     f"{name} of {graph.name} differs by {difference:.2g} from the model's, "
-                    f"more than {graph.tolerance:g}; {REPORT}."
+                    f"more than {most:g}; {REPORT}."
                 )
 
 
