@@ -49,7 +49,7 @@ class DISTS:
         heads = load_published(HEADS, folder)
         total = heads["alpha"].sum() + heads["beta"].sum()
         self.alpha, self.beta = (
-            torch.split((heads[name] / total).detach().flatten(), CHANNELS) for name in ("alpha", "beta")
+            torch.split((heads[name] / total).detach().flatten(), list(CHANNELS)) for name in ("alpha", "beta")
         )
 
     @torch.inference_mode()
