@@ -17,7 +17,7 @@ from samdiffsr.upscale.enlarge import enlarge
 from samdiffsr.upscale.settings import Settings
 
 SOURCE = Path(__file__).parent / "cat.png"
-WINDOW = (8, 20, 64, 64)  # left, top, width and height in LR pixels
+WINDOW = (8, 10, 64, 64)  # left, top, width and height in LR pixels
 ZOOM, BAND = 4, 22
 
 
