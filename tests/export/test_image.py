@@ -175,7 +175,7 @@ def test_what_cannot_be_one_file_is_refused(pipe, options, named, tmp_path):
 
 
 def test_nothing_is_written_if_the_file_does_not_repeat_the_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("samdiffsr.export.image.TOLERANCE", 0.0)
+    monkeypatch.setattr("samdiffsr.export.image.IMAGE_TOLERANCE", 0.0)
     assert trace_module.TOLERANCE > 0
     with pytest.raises(SamDiffSRError, match="differs by"):
         export_image(light(), tmp_path / "model.onnx")

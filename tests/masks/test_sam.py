@@ -105,7 +105,7 @@ def test_same_masks_as_the_model_called_point_by_point(network, shape):
         assert np.array_equal(decoded(region), mask)
         assert region.point == pytest.approx(point)
         assert region.predicted_iou == pytest.approx(iou, rel=1e-4)
-        assert region.stability_score == pytest.approx(stability, abs=1e-4)
+        assert region.stability_score == pytest.approx(stability, abs=1e-3)
         assert region.area == mask.sum()
 
 

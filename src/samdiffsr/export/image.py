@@ -13,7 +13,7 @@ from torch.export import Dim
 from samdiffsr.errors import ConfigError, choose
 from samdiffsr.export.run_onnx import Sampler
 from samdiffsr.export.sampler import sampler_of
-from samdiffsr.export.trace import TOLERANCE, Graph, compare, trace
+from samdiffsr.export.trace import Graph, compare, trace
 from samdiffsr.files import write_whole
 from samdiffsr.models.level import takes_level
 from samdiffsr.pipeline import SamDiffSRPipeline
@@ -23,6 +23,7 @@ from samdiffsr.sampling.ranges import CLEAN, DETAIL
 MOST_STEPS = 8  # that are unrolled: each adds the operations, but no weights, of a pass through the denoiser
 NOISE_SIDE = 256  # of the noise in the file, which is repeated over the picture: 0.8 MB a step that draws
 TYPES = {"float32": torch.float32, "float16": torch.float16}
+IMAGE_TOLERANCE = 1e-3  # a quarter of a grey level: on pictures of noise rounding adds up over all steps
 HALF_TOLERANCE = 0.02  # of a result in [0, 1]: torch rounds after each operation, onnxruntime's CPU computes in float32
 ESTIMATED = -1.0  # as `clean`: find it out
 
@@ -162,7 +163,7 @@ def _content(pipe: SamDiffSRPipeline, kind: torch.dtype, clean: float) -> bytes:
         "detail": {},
         "clean": {},
     }
-    tolerance = TOLERANCE if kind == torch.float32 else HALF_TOLERANCE
+    tolerance = IMAGE_TOLERANCE if kind == torch.float32 else HALF_TOLERANCE
     names = ("image", *defaults)
     graph = Graph("the file", model.eval(), names, ("upscaled",), shapes, examples, defaults, tolerance)
     content = trace(graph)
