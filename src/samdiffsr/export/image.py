@@ -15,7 +15,7 @@ from samdiffsr.export.run_onnx import Sampler
 from samdiffsr.export.sampler import sampler_of
 from samdiffsr.export.trace import Graph, compare, trace
 from samdiffsr.files import write_whole
-from samdiffsr.models.level import takes_level
+from samdiffsr.models.level import level_of, takes_level
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.sampling.ranges import CLEAN, DETAIL
@@ -90,8 +90,7 @@ class ImageModel(nn.Module):
 
     def _level(self, signed: Tensor, clean: Tensor) -> Tensor:
         """(N,); the pipeline looks at large pictures in windows, which differs a little from looking at the whole."""
-        estimate = self.encoder.level_head(signed).clamp(0, 1).square()  # it learned the root
-        return torch.where(clean < 0, estimate, clean)
+        return torch.where(clean < 0, level_of(self.encoder.level_head(signed)), clean)
 
 
 def export_image(

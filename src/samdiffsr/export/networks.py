@@ -18,7 +18,7 @@ from samdiffsr.export import run_onnx
 from samdiffsr.export.sampler import sampler_of
 from samdiffsr.export.trace import OPSET, Graph, compare, trace
 from samdiffsr.files import whole_folder
-from samdiffsr.models.level import LevelHead, takes_level
+from samdiffsr.models.level import LevelHead, level_of, takes_level
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.resize import SCALE
 
@@ -58,7 +58,7 @@ class _Level(nn.Module):
 
     def forward(self, lr: Tensor, means: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         here = share[:, None] * self.head.means(lr) + (1 - share)[:, None] * means
-        return here, self.head.level_of(here)
+        return here, level_of(self.head.judge(here))
 
 
 def export_networks(pipe: SamDiffSRPipeline, folder: Path, *, overwrite: bool = False) -> None:

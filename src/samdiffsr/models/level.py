@@ -15,6 +15,11 @@ def takes_level(network: nn.Module) -> bool:
     return bool(getattr(network, "takes_level", False))
 
 
+def level_of(root: Tensor) -> Tensor:
+    """The level, from 0 to 1, whose root a `LevelHead` found."""
+    return root.clamp(0, 1).square()
+
+
 class LevelEmbedding(nn.Module):
     """level (N,) -> (N, width): exactly 0 at level 0, whatever the weights, so that a clean image sees the plain network.
 
@@ -74,15 +79,11 @@ class LevelHead(nn.Module):
         for window in windows:
             area = window.shape[2] * window.shape[3]
             total, pixels = total + area * self.means(window).float(), pixels + area
-        return self.level_of((total / pixels).to(self.out.weight.dtype))
+        return level_of(self.judge((total / pixels).to(self.out.weight.dtype)))
 
     def judge(self, means: Tensor) -> Tensor:
         """The root of the level (N,) that means (N, 2 WIDTH) speak of, also below 0 and above 1."""
         return self.out(F.relu(self.wide(means)))[:, 0]
-
-    def level_of(self, means: Tensor) -> Tensor:
-        """The level (N,) that means (N, 2 WIDTH) speak of, from 0 to 1."""
-        return self.judge(means).clamp(0, 1).square()
 
     def means(self, lr: Tensor) -> Tensor:
         """What the convolutions find in lr (N, 3, h, w), in [-1, 1], on average: (N, 2 WIDTH)."""

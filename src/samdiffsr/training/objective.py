@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from samdiffsr.data.dataset import Batch
 from samdiffsr.errors import ConfigError
-from samdiffsr.models.level import takes_level
+from samdiffsr.models.level import level_of, takes_level
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, LossConfig
 from samdiffsr.training.features import POOLED, FeatureLoss
@@ -121,9 +121,8 @@ class EncoderObjective(Objective):
         terms = {"pixel": torch.stack(losses).sum()}
         if takes_level(self.network):
             found = self.network.level_head(batch.lr).float()  # pyright: ignore[reportCallIssue]
-            wanted = torch.where(
-                batch.level.isnan(), found.detach(), batch.level.sqrt()
-            )  # unknown levels teach nothing
+            # Unknown levels teach nothing.
+            wanted = torch.where(batch.level.isnan(), found.detach(), batch.level.sqrt())
             terms["level"] = self.level_weight * F.mse_loss(found, wanted)
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
@@ -207,7 +206,7 @@ def known_level(encoder: nn.Module, batch: Batch) -> Tensor:
     unknown = batch.level.isnan()
     if not takes_level(encoder) or not bool(unknown.any()):
         return batch.level
-    found = encoder.level_head(batch.lr).float().clamp(0, 1).square()  # pyright: ignore[reportCallIssue]
+    found = level_of(encoder.level_head(batch.lr).float())  # pyright: ignore[reportCallIssue]
     return torch.where(unknown, found, batch.level)
 
 
