@@ -25,6 +25,7 @@ POSTERIOR = ("diffusion.target=posterior_noise", "diffusion.scheduler=ddpm", "di
         (["diffusion.schedule=cubic"], "'linear'"),
         (["diffusion.max_beta=1"], "max_beta"),
         (["diffusion.steps=101"], "101"),
+        (["diffusion.encoder_rate=0.1"], "choose encoder_rate 0 or base 'bicubic'"),
         (["encoder.loss.features_weight=0.1"], "features_file"),
         (["seed"], "section.key=value"),
         (["seed=["], "seed=["),

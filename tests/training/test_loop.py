@@ -76,6 +76,7 @@ def test_the_encoder_learns_on_in_stage_2_at_its_own_rate(photos, tmp_path):
     before = weights(train_encoder(tiny(photos, tmp_path / "0"), resume=False, on_update=quiet))["weights"]
     for rate in (0.001, 0.1):
         options = (f"diffusion.encoder={tmp_path / '0/encoder/weights'}", f"diffusion.encoder_rate={rate}")
+        options += ("diffusion.base=bicubic",)
         after = weights(train_diffusion(tiny(photos, tmp_path / str(rate), *options), resume=False, on_update=quiet))
         moved[rate] = max(float((after["encoder"][name] - before[name]).abs().max()) for name in before)
         assert all(torch.equal(before[name], after["encoder"][name]) for name in before if name.startswith("head"))

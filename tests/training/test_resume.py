@@ -69,7 +69,7 @@ def kill_oneself(*_) -> None:
 def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):
     """10 updates at once against SIGKILL in the sixth, after the checkpoint of the fourth, and --resume; both stages."""
     options = [f"{stage}.{key}" for stage in ("encoder", "diffusion") for key in ("optim.updates=10", "save_every=4")]
-    options += ["diffusion.rollout=0.5", "diffusion.encoder_rate=0.1", *ADVERSARIAL]
+    options += ["diffusion.rollout=0.5", "diffusion.encoder_rate=0.1", "diffusion.base=bicubic", *ADVERSARIAL]
     for name in ("whole", "parts"):
         config = tiny(photos, tmp_path / name, *options)
         for stage, train in (("encoder", train_encoder), ("diffusion", train_diffusion)):
@@ -209,6 +209,7 @@ def test_two_nodes_make_the_weights_of_one_process(photos, tmp_path):
     options = [
         "diffusion.rollout=0.5",
         "diffusion.encoder_rate=0.5",
+        "diffusion.base=bicubic",
         f"validation.photos={tmp_path / 'hr'}",
         *ADVERSARIAL,
     ]

@@ -6,15 +6,11 @@ import math
 import pytest
 import torch
 
-from samdiffsr import SamDiffSRError
-from samdiffsr.training.config import (
-    OptimConfig,
-)
-from samdiffsr.training.run import (
-    encoder_objective,
-    train_encoder,
-)
-from samdiffsr.training.state import schedule_factor
+from samdiffsr import ConditionalUNet, LightDenoiser, LightEncoder, SamDiffSRError
+from samdiffsr.training.checkpoint import load_checkpoint
+from samdiffsr.training.config import OptimConfig
+from samdiffsr.training.run import encoder_objective, encoder_stage, train_encoder
+from samdiffsr.training.state import OPTIMIZERS, TrainState, schedule_factor
 from support import quiet, tiny, weights
 
 
@@ -57,3 +53,38 @@ def test_a_checkpoint_of_another_optimizer_is_refused(photos, tmp_path):
     other = tiny(photos, tmp_path / "run", "encoder.optim.optimizer=muon", "encoder.optim.updates=6")
     with pytest.raises(SamDiffSRError, match="'muon', but the checkpoint is of 'adamw'"):
         train_encoder(other, resume=True, on_update=quiet)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "head"),
+    [
+        (LightEncoder, {"width": 8, "blocks": 1}, {"level": True}),
+        (LightDenoiser, {"width": 8, "blocks": 1, "feature_channels": 8}, {"with_structure": True}),
+        (ConditionalUNet, {"dim": 4, "multipliers": [1, 2], "feature_channels": 8}, {"with_structure": True}),
+    ],
+)
+def test_a_head_does_not_change_who_trains_the_rest_of_a_network(kind, arguments, head):
+    def by_muon(network):
+        optim = OptimConfig(updates=1, learning_rate=1.0, optimizer="muon")
+        groups = OPTIMIZERS["muon"]({"network": network}, {"network": 1.0}, optim).param_groups
+        chosen = {id(one) for group in groups if group["use_muon"] for one in group["params"]}
+        assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+        return {name for name, one in network.named_parameters() if id(one) in chosen}
+
+    plain, more = kind(**arguments), kind(**arguments, **head)
+    assert len(list(plain.parameters())) < len(list(more.parameters()))
+    assert by_muon(more) == by_muon(plain) != set()
+
+
+def test_a_checkpoint_whose_muon_took_other_convolutions_is_refused(photos, tmp_path):
+    """Before heads counted apart, the encoder's own last convolution was among them."""
+    options = ["encoder.optim.optimizer=muon", "encoder.network={width: 8, blocks: 1, level: true}"]
+    config = tiny(photos, tmp_path / "run", *options)
+    train_encoder(config, resume=False, on_update=quiet)
+    tensors, numbers = load_checkpoint(tmp_path / "run/encoder/checkpoints")
+    state = TrainState(encoder_stage(config).objective, None, config.encoder, torch.device("cpu"))
+    state.load(dict(tensors), numbers)
+    tensors["adam.encoder.head.weight.momentum_buffer"] = tensors.pop("adam.encoder.head.weight.exp_avg")
+    del tensors["adam.encoder.head.weight.exp_avg_sq"]
+    with pytest.raises(SamDiffSRError, match=r"encoder\.head\.weight trained by Muon.* by AdamW: start anew"):
+        state.load(tensors, numbers)

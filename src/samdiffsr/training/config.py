@@ -47,7 +47,8 @@ class OptimConfig(_Frozen):
     """An optimiser with linear warm-up, then a schedule; weights are averaged (EMA)."""
 
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: Muon for convolutions between the first and the last, AdamW for the rest"
+        "adamw",
+        description="muon: Muon for convolutions between the first and the last, AdamW for the rest and for heads",
     )
     updates: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -181,7 +182,9 @@ class DiffusionConfig(StageConfig):
         None, description="folder of a trained encoder; default: the one of this run's stage 1"
     )
     encoder_rate: float = Field(
-        0.0, ge=0, description="learning rate of the encoder as a factor of the denoiser's; 0: the encoder is frozen"
+        0.0,
+        ge=0,
+        description="learning rate of the encoder as a factor of the denoiser's, for base 'bicubic'; 0: the encoder is frozen",
     )
 
     @model_validator(mode="after")
@@ -202,6 +205,11 @@ class DiffusionConfig(StageConfig):
                     "target 'posterior_noise' can only be sampled by 'ddpm' in all timesteps without a structure head "
                     "(structure_weight)"
                 )
+        if self.encoder_rate and self.base == "encoder":
+            raise ValueError(
+                f"encoder_rate is {self.encoder_rate}, but base is 'encoder': the layers that make the base get no gradient in "
+                "stage 2 while those before them change, so the base decays; choose encoder_rate 0 or base 'bicubic'"
+            )
         if self.steps > self.timesteps:
             raise ValueError(f"steps is {self.steps}, but must be at most timesteps, {self.timesteps}")
         return self

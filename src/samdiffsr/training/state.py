@@ -9,12 +9,15 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from samdiffsr.errors import CheckpointError
+from samdiffsr.models.level import LevelHead
+from samdiffsr.models.structure_head import StructureHead
 from samdiffsr.training.adversarial import AdversarialLoss
 from samdiffsr.training.config import LossConfig, OptimConfig, StageConfig
 from samdiffsr.training.objective import Objective
 
 BETA1 = 0.9
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # what optimisers keep beside a parameter
+HEADS = (LevelHead, StructureHead)  # learn by AdamW
 SMOOTH = 0.99  # decay of the averaged loss that is watched for divergence
 DISCRIMINATOR_BETA1 = 0.5  # usual for discriminators: the estimates they judge change under way
 
@@ -127,11 +130,12 @@ class TrainState:
         """Take over what `tensors` and `numbers` once returned.
 
         Raises:
-            CheckpointError: another optimiser's; or a tensor is missing, left over or of another shape: the networks are not
-                those of the run.
+            CheckpointError: another optimiser's, or one that Muon and AdamW shared in another way; or a tensor is missing, left
+                over or of another shape: the networks are not those of the run.
         """
         if (kind := numbers.get("optimizer", self.optim.optimizer)) != self.optim.optimizer:
             raise CheckpointError(f"optim.optimizer is {self.optim.optimizer!r}, but the checkpoint is of {kind!r}.")
+        self._check_optimizer_of_each(tensors)
         for key, parameter, optimizer in self._slots():
             # Made with the strides of the parameter: sums of other strides may differ in their last bit.
             optimizer.state[parameter] = {
@@ -154,6 +158,17 @@ class TrainState:
                 group["step"] = count
         self.scaler.load_state_dict(numbers["scaler"])
 
+    def _check_optimizer_of_each(self, tensors: dict[str, Tensor]) -> None:
+        """Refuse moments of the other half of Muon and AdamW: those of an older version, or of networks with other heads."""
+        muon = {id(one) for group in self.optimizer.param_groups if group.get("use_muon") for one in group["params"]}
+        for key, parameter, _ in self._slots():
+            now, former = ("Muon", "AdamW") if id(parameter) in muon else ("AdamW", "Muon")
+            if f"adam.{key}.{'exp_avg' if now == 'Muon' else 'momentum_buffer'}" in tensors:
+                raise CheckpointError(
+                    f"the checkpoint has {key} trained by {former}, but optim.optimizer {self.optim.optimizer!r} now trains it by "
+                    f"{now}: start anew in another output folder, from the saved weights if you like ('start')."
+                )
+
     def _modules(self) -> dict[str, nn.Module]:
         return self.trained | ({"discriminator": self.adversarial.discriminator} if self.adversarial else {})
 
@@ -174,12 +189,16 @@ def _adamw(networks: dict[str, nn.Module], rates: dict[str, float], optim: Optim
 
 def _muon(networks: dict[str, nn.Module], rates: dict[str, float], optim: OptimConfig) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024) for the convolutions between the first and the last of each network, whose rows are the
-    output channels; AdamW for the rest. The length of a step is scaled to AdamW's (arXiv 2502.16982, section 2.2)."""
+    output channels; AdamW for the rest. The length of a step is scaled to AdamW's (arXiv 2502.16982, section 2.2).
+
+    Heads are small networks of their own and count apart: with or without them the rest learns alike."""
     from pytorch_optimizer import Muon  # takes a second to import: only who uses it waits
 
     groups = []
     for name, network in networks.items():
-        hidden = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)][1:-1]
+        of_heads = {id(part) for head in network.modules() if isinstance(head, HEADS) for part in head.modules()}
+        proper = (module for module in network.modules() if id(module) not in of_heads)
+        hidden = [module.weight for module in proper if isinstance(module, nn.Conv2d)][1:-1]
         chosen = {id(weight) for weight in hidden}
         rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
         common = {"base": optim.learning_rate * rates[name], "weight_decay": optim.weight_decay}
