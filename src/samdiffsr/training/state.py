@@ -165,8 +165,8 @@ class TrainState:
             now, former = ("Muon", "AdamW") if id(parameter) in muon else ("AdamW", "Muon")
             if f"adam.{key}.{'exp_avg' if now == 'Muon' else 'momentum_buffer'}" in tensors:
                 raise CheckpointError(
-                    f"the checkpoint has {key} trained by {former}, but optim.optimizer {self.optim.optimizer!r} now trains it by "
-                    f"{now}: start anew in another output folder, from the saved weights if you like ('start')."
+                    f"the checkpoint has {key} trained by {former}, but optim.optimizer {self.optim.optimizer!r} now trains "
+                    f"it by {now}: start anew in another output folder, from the saved weights if you like ('start')."
                 )
 
     def _modules(self) -> dict[str, nn.Module]:
