@@ -33,6 +33,31 @@ def tiny_pipe():
 
 
 @pytest.fixture
+def able_pipe():
+    """A tiny pipeline with the input for a level of degradation, and with a structure head."""
+    from diffusers import DDIMScheduler
+
+    from samdiffsr import LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRPipeline
+    from samdiffsr.models.weights import with_level
+    from samdiffsr.sampling.schedulers import make_scheduler
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        encoder = with_level(LightEncoder(width=16, blocks=1))
+        denoiser = with_level(LightDenoiser(width=16, blocks=1, feature_channels=16, with_structure=True))
+        for network in (encoder, denoiser):
+            for name, weight in network.named_parameters():
+                if "level_embedding" in name or "film" in name:  # 0 in a new network: it would not look at the level
+                    torch.nn.init.normal_(weight, std=0.3)
+        torch.nn.init.constant_(encoder.level_head.out.bias, 0.5)  # else its estimates are 0 or 1
+        torch.nn.init.normal_(encoder.level_head.out.weight, std=0.01)
+    scheduler = make_scheduler(DDIMScheduler, NoiseSchedule.cosine(100), "sample", timestep_spacing="trailing")
+    pipe = SamDiffSRPipeline(encoder, denoiser, scheduler, base="encoder", shift="bridge", target="sample", steps=2)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
 def tiny_pipe_dir(tiny_pipe, tmp_path_factory) -> Path:
     """A folder that `from_pretrained` loads."""
     folder = tmp_path_factory.mktemp("tiny") / "model"

@@ -124,7 +124,14 @@ class UpscaleWithSamDiffSR(io.ComfyNode):
                     "natively, else float32.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE")],
+            outputs=[
+                io.Image.Output(display_name="IMAGE"),
+                io.Float.Output(
+                    display_name="clean",
+                    tooltip="The level that the images were cleaned with, as set or estimated; the mean of the batch. "
+                    "0 from a model that cannot clean.",
+                ),
+            ],
         )
 
     @classmethod
@@ -161,7 +168,9 @@ class UpscaleWithSamDiffSR(io.ComfyNode):
         bar = comfy.utils.ProgressBar(PROGRESS * len(image))
         model.to(device)
         try:
-            return io.NodeOutput(torch.stack([_enlarged(model, one, settings, bar, n) for n, one in enumerate(image)]))
+            found = [_enlarged(model, one, settings, bar, number) for number, one in enumerate(image)]
+            level = sum(level for _, level in found) / len(found)
+            return io.NodeOutput(torch.stack([large for large, _ in found]), level)
         finally:
             model.to("cpu")  # the memory of the device belongs to the next node
 
@@ -178,8 +187,8 @@ def _check(image: torch.Tensor) -> None:
         )
 
 
-def _enlarged(model: Any, image: torch.Tensor, settings: Any, bar: Any, number: int) -> torch.Tensor:
-    """(H, W, C) in [0, 1] -> float32 (H', W', C) in [0, 1]; 16 bits a sample on the way."""
+def _enlarged(model: Any, image: torch.Tensor, settings: Any, bar: Any, number: int) -> tuple[torch.Tensor, float]:
+    """(H, W, C) in [0, 1] -> float32 (H', W', C) in [0, 1], with 16 bits a sample on the way; and the level of cleaning."""
     from samdiffsr.images import Picture
     from samdiffsr.upscale.enlarge import enlarge
 
@@ -195,4 +204,4 @@ def _enlarged(model: Any, image: torch.Tensor, settings: Any, bar: Any, number: 
     parts = [torch.from_numpy(result.rgb.astype("float32"))]
     if result.alpha is not None:
         parts.append(torch.from_numpy(result.alpha.astype("float32"))[..., None])
-    return torch.cat(parts, dim=2) / LEVELS
+    return torch.cat(parts, dim=2) / LEVELS, result.level or 0.0

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from samdiffsr.cli import main
 from samdiffsr.web.app import create_app
@@ -41,6 +42,28 @@ def test_warnings_and_a_target_that_changed(tiny_pipe_dir, tmp_path, capsys) -> 
     assert isinstance(found["warnings"], list)
 
 
+def test_clean_is_the_level_that_was_used(able_pipe, tiny_pipe_dir, tmp_path, capsys) -> None:
+    able_pipe.save_pretrained(tmp_path / "model")
+    source = noise_image(tmp_path / "a.png", size=(30, 20))
+    call = (source, "-o", tmp_path / "out", "--overwrite", "-m")
+    _, (estimated,) = run(capsys, *call, tmp_path / "model", "--precision", "float32")
+    with Image.open(source) as image:
+        level = able_pipe(image, num_inference_steps=1).levels[0]
+    assert 0 < estimated["clean"] < 1 and estimated["clean"] == pytest.approx(level, abs=1e-4)
+    _, (given,) = run(capsys, *call, tmp_path / "model", "--clean", "0.25")
+    _, (without,) = run(capsys, *call, tiny_pipe_dir)
+    assert given["clean"] == 0.25 and without["clean"] is None
+    with TestClient(create_app([Engine({"able": able_pipe})]), base_url="http://localhost") as client:
+        files = {"file": ("a.png", source.read_bytes())}
+        answer = client.post("/v1/upscale", files=files, data={"precision": "float32"})
+        assert answer.headers["x-clean"] == str(estimated["clean"])
+        job = client.post("/v1/jobs", files=files, data={"precision": "float32"}).json()
+        assert job["clean"] is None
+        while (described := client.get(f"/v1/jobs/{job['id']}").json())["state"] != "done":
+            pass
+    assert described["clean"] == estimated["clean"]
+
+
 def test_the_names_are_those_of_the_api(tiny_pipe, tiny_pipe_dir, tmp_path, capsys) -> None:
     source = noise_image(tmp_path / "a.png")
     _, (found,) = run(capsys, source, "-o", tmp_path / "out", "-m", tiny_pipe_dir)
@@ -49,5 +72,5 @@ def test_the_names_are_those_of_the_api(tiny_pipe, tiny_pipe_dir, tmp_path, caps
         while (described := client.get(f"/v1/jobs/{job}").json())["state"] != "done":
             pass
     assert set(found) <= set(described)
-    for name in ("state", "width", "height", "bytes", "seed", "warnings", "error"):
+    for name in ("state", "width", "height", "bytes", "seed", "clean", "warnings", "error"):
         assert found[name] == described[name]

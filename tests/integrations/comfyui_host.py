@@ -269,6 +269,7 @@ class Host:
         for output, value in zip(schema.outputs, found.args, strict=True):
             if output.io_type == "IMAGE":
                 check_image(value)
+            assert output.io_type != "FLOAT" or isinstance(value, float)
         return found.args
 
     def _check_interrupt(self) -> None:

@@ -93,7 +93,7 @@ def as_levels(image):
 
 def test_the_batch_is_what_enlarge_makes_of_each_image(host, tiny_pipe, images):
     chosen = {"scale": 3.0, "detail": 0.5, "steps": 3, "seed": 11, "structure": "none"}
-    (found,) = host.run(UPSCALE, model=tiny_pipe, image=images, **chosen)
+    found, _ = host.run(UPSCALE, model=tiny_pipe, image=images, **chosen)
     assert found.shape == (2, 21, 27, 4)
     for image, rgba in zip(found, RGBA, strict=True):
         picture = Picture(to_16_bit(rgba[..., :3]), to_16_bit(rgba[..., 3]))
@@ -102,18 +102,18 @@ def test_the_batch_is_what_enlarge_makes_of_each_image(host, tiny_pipe, images):
 
 
 def test_without_alpha_its_8_bits_are_those_of_the_command_line(host, tiny_pipe, images):
-    (found,) = host.run(UPSCALE, model=tiny_pipe, image=images[:1, ..., :3])
+    found, _ = host.run(UPSCALE, model=tiny_pipe, image=images[:1, ..., :3])
     wanted = enlarge(tiny_pipe, Picture(RGBA[0, ..., :3].copy()), Settings())
     assert np.array_equal(to_8_bit(as_levels(found[0])), wanted.rgb)
 
 
 def test_defaults_are_those_of_the_model(host, tiny_pipe, images):
-    (found,) = host.run(UPSCALE, model=tiny_pipe, image=images[..., :3])
+    found, _ = host.run(UPSCALE, model=tiny_pipe, image=images[..., :3])
     assert found.shape == (2, 28, 36, 3)
-    (same,) = host.run(UPSCALE, model=tiny_pipe, image=images[..., :3], steps=2, detail=1.0, clean=0.0, tile=0)
+    same, _ = host.run(UPSCALE, model=tiny_pipe, image=images[..., :3], steps=2, detail=1.0, clean=0.0, tile=0)
     assert torch.equal(found, same)
-    (other,) = host.run(UPSCALE, model=tiny_pipe, image=images[..., :3], seed=1)
-    assert not torch.equal(found, other)
+    other, level = host.run(UPSCALE, model=tiny_pipe, image=images[..., :3], seed=1)
+    assert not torch.equal(found, other) and level == 0
 
 
 def test_clean_is_estimated_unless_it_is_given(host, tiny_pipe, images):
@@ -126,16 +126,21 @@ def test_clean_is_estimated_unless_it_is_given(host, tiny_pipe, images):
         encoder.level_head.out.bias.fill_(0.5)
     tiny_pipe.register_modules(encoder=encoder.eval(), denoiser=denoiser.eval())
     rgb = images[:1, ..., :3]
-    (estimated,) = host.run(UPSCALE, model=tiny_pipe, image=rgb)
-    wanted = enlarge(tiny_pipe, Picture(to_16_bit(RGBA[0, ..., :3])), Settings()).rgb
-    assert np.array_equal(as_levels(estimated[0]), wanted)
+    estimated, level = host.run(UPSCALE, model=tiny_pipe, image=rgb)
+    wanted = enlarge(tiny_pipe, Picture(to_16_bit(RGBA[0, ..., :3])), Settings())
+    assert np.array_equal(as_levels(estimated[0]), wanted.rgb)
+    assert 0 < level == wanted.level < 1
+    _, mean = host.run(UPSCALE, model=tiny_pipe, image=torch.cat([rgb, rgb / 8]))
+    other = enlarge(tiny_pipe, Picture((to_16_bit(RGBA[0, ..., :3]) / 8).round().astype(np.uint16)), Settings()).level
+    assert other != level and mean == pytest.approx((level + other) / 2, abs=1e-4)
+    assert host.run(UPSCALE, model=tiny_pipe, image=rgb, clean=0.25)[1] == 0.25
     assert not torch.equal(estimated, host.run(UPSCALE, model=tiny_pipe, image=rgb, clean=0.0)[0])
 
 
 def test_values_outside_black_and_white_count_as_black_and_white(host, tiny_pipe):
     image = torch.tensor([-0.5, 0.5, 1.5]).expand(1, 6, 6, 3)
-    (found,) = host.run(UPSCALE, model=tiny_pipe, image=image)
-    (same,) = host.run(UPSCALE, model=tiny_pipe, image=image.clamp(0, 1))
+    found, _ = host.run(UPSCALE, model=tiny_pipe, image=image)
+    same, _ = host.run(UPSCALE, model=tiny_pipe, image=image.clamp(0, 1))
     assert torch.equal(found, same)
 
 
@@ -155,7 +160,7 @@ def test_cancel_stops_after_the_step(host, tiny_pipe, images):
 
 def test_the_named_model_is_loaded(host, tiny_pipe_dir, tiny_pipe, images):
     (model,) = host.run(LOAD, model=f" {tiny_pipe_dir} ")
-    (found,) = host.run(UPSCALE, model=model, image=images)
+    found, _ = host.run(UPSCALE, model=model, image=images)
     assert torch.equal(found, host.run(UPSCALE, model=tiny_pipe, image=images)[0])
     (default,) = host.run(LOAD)
     assert default.config["steps"] >= 1
@@ -165,7 +170,7 @@ def test_the_named_model_is_loaded(host, tiny_pipe_dir, tiny_pipe, images):
 
 def test_out_of_memory_halves_the_tile(host, tiny_pipe, monkeypatch):
     image = torch.rand(1, 40, 40, 3, generator=torch.Generator().manual_seed(0))
-    (wanted,) = host.run(UPSCALE, model=tiny_pipe, image=image, tile=0)
+    wanted, _ = host.run(UPSCALE, model=tiny_pipe, image=image, tile=0)
     forward, refused = tiny_pipe.denoiser.forward, []
 
     def with_little_memory(x_t, *args, **kwargs):
@@ -175,7 +180,7 @@ def test_out_of_memory_halves_the_tile(host, tiny_pipe, monkeypatch):
         return forward(x_t, *args, **kwargs)
 
     monkeypatch.setattr(tiny_pipe.denoiser, "forward", with_little_memory)
-    (found,) = host.run(UPSCALE, model=tiny_pipe, image=image)
+    found, _ = host.run(UPSCALE, model=tiny_pipe, image=image)
     assert refused and (found - wanted).abs().max() < 1e-4
 
 

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -14,29 +13,6 @@ from samdiffsr.web.app import create_app
 from samdiffsr.web.engine import Engine
 from samdiffsr.web.limits import Access, Limits, address_of, open_socket
 from samdiffsr.web.server import make_server
-
-
-@pytest.fixture
-def able_pipe():
-    """A tiny pipeline with the input for a level of degradation, and with a structure head."""
-    from diffusers import DDIMScheduler
-
-    from samdiffsr import LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRPipeline
-    from samdiffsr.models.weights import with_level
-    from samdiffsr.sampling.schedulers import make_scheduler
-
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        encoder = with_level(LightEncoder(width=16, blocks=1))
-        denoiser = with_level(LightDenoiser(width=16, blocks=1, feature_channels=16, with_structure=True))
-        for network in (encoder, denoiser):
-            for name, weight in network.named_parameters():
-                if "level" in name or "film" in name:  # 0 in a new network, which then does not look at the level
-                    torch.nn.init.normal_(weight, std=0.3)
-    scheduler = make_scheduler(DDIMScheduler, NoiseSchedule.cosine(100), "sample", timestep_spacing="trailing")
-    pipe = SamDiffSRPipeline(encoder, denoiser, scheduler, base="encoder", shift="bridge", target="sample", steps=2)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture

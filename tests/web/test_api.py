@@ -105,6 +105,7 @@ def test_headers_of_an_answer(client, tmp_path) -> None:
     headers = post(client, source).headers
     assert headers["content-type"] == "image/png" and headers["x-model"] == "tiny" and headers["x-seed"] == "0"
     assert "filename*=UTF-8''gr%C3%B6%C3%9Fe%3B%20x_x4.png" in headers["content-disposition"]
+    assert "x-clean" not in headers  # this model does not clean
     for stage in ("queue", "read", "enlarge", "write"):
         assert f"{stage};dur=" in headers["server-timing"]
 
@@ -258,7 +259,7 @@ def test_health(client) -> None:
     assert found["status"] == "ok" and found["waiting"] == found["running"] == 0
 
 
-def test_openapi_describes_every_route_and_field(client) -> None:
+def test_openapi_describes_every_route_and_field(client, tmp_path) -> None:
     found = client.get("/openapi.json").json()
     assert {"/v1/upscale", "/v1/jobs", "/v1/jobs/{identity}/events", "/v1/models", "/healthz"} <= set(found["paths"])
     upscale = found["paths"]["/v1/upscale"]["post"]
@@ -267,3 +268,6 @@ def test_openapi_describes_every_route_and_field(client) -> None:
     form = upscale["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert set(form) == names | {"file"}
     assert all(field["description"] for field in form.values())
+    assert {"X-Seed", "X-Clean", "X-Warnings"} <= set(upscale["responses"]["200"]["headers"])
+    job = found["components"]["schemas"]["JobBody"]["properties"]
+    assert set(job) == set(post(client, noise_image(tmp_path / "a.png"), "/v1/jobs").json())

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from samdiffsr.cli import main
 from samdiffsr.web.limits import Access
@@ -240,10 +241,17 @@ def test_settings_that_not_every_model_has(page, open_page, able_pipe, tmp_path)
     page.wait_for_all()
     page.at("save").click()
     assert page.downloaded(expected.name) == expected.read_bytes()
+    assert page.at("caption-clean").text == "(cleaned: 1.00)"
+    page.browser.find_element("css selector", "[name=clean][value=auto]").click()
+    page.at("start").click()
+    page.wait_for_all()
+    with Image.open(source) as image:
+        level = able_pipe(image, num_inference_steps=1).levels[0]
+    assert page.at("caption-clean").text == f"(cleaned: {level:.2f}, estimated)"
     page.at("consistency").click()
     page.at("start").click()  # without the level, which would contradict it
     page.wait_for_all()
-    assert page.at("message").text == ""
+    assert page.at("message").text == "" and page.at("caption-clean").text == "(not cleaned)"
 
 
 def test_several_pictures_and_one_zip(page, tiny_pipe_dir, tmp_path) -> None:

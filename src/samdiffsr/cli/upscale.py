@@ -272,6 +272,7 @@ def _print_json(report: "Report", jobs: "list[Job]", model: str, seed: int) -> N
             "bytes": os.path.getsize(written) if written else None,
             "model": model,
             "seed": seed,
+            "clean": None if source not in report.levels else round(report.levels[source], 4),
             "warnings": warnings.get(source, []),
             "error": errors.get(source),
         }

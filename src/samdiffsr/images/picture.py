@@ -50,6 +50,8 @@ class Picture:
         metadata: EXIF, XMP and resolution.
         notes: what reading changed beyond an exact conversion, in words for the user.
         animation: of a moving picture whose frames were asked for: the others.
+        level: of a result: the level of degradation, 0 to 1, that it was made with, given or estimated; None where the
+            model has no such input, and for what was read.
 
     Raises:
         ImageError: when shapes or dtypes differ from the above.
@@ -62,6 +64,7 @@ class Picture:
     metadata: Metadata = Metadata()
     notes: tuple[str, ...] = ()
     animation: Animation | None = None
+    level: float | None = None
 
     def __post_init__(self) -> None:
         rgb, alpha = self.rgb, self.alpha

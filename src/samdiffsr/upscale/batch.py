@@ -42,12 +42,14 @@ class Report:
         skipped: left alone, because the target existed.
         failed: source and one sentence each.
         notes: source and what reading or writing changed, see `Picture.notes`.
+        levels: source -> the level of degradation that its result was made with, see `Picture.level`.
     """
 
     done: list[Job] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    levels: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ class _Writer:
     def __init__(self, report: Report, files: FileSettings, tidy: bool) -> None:
         self._report, self._files, self._tidy = report, files, tidy
         self._pool = ThreadPoolExecutor(1)
-        self._under_way: tuple[_Ready, tuple[str, ...], Future] | None = None
+        self._under_way: tuple[_Ready, Picture, Future] | None = None
         self._swept: set[str] = set()
 
     def __enter__(self) -> "_Writer":
@@ -318,13 +320,13 @@ class _Writer:
 
     def start(self, ready: _Ready, result: Picture, beside: Beside) -> None:
         self.settle()
-        self._under_way = ready, result.notes, self._pool.submit(self._write, ready.job.target, result, beside)
+        self._under_way = ready, result, self._pool.submit(self._write, ready.job.target, result, beside)
 
     def settle(self, *, unless_small: bool = False) -> None:
         """Wait for the file at hand."""
         if self._under_way is None:
             return
-        ready, before, writing = self._under_way
+        ready, result, writing = self._under_way
         if unless_small and ready.pixels <= _OVERLAP:
             return
         self._under_way = None
@@ -336,7 +338,9 @@ class _Writer:
         if notes is None:
             self._report.skipped.append(ready.job)
         else:
-            self._report.notes += [(ready.job.source, note) for note in (*before, *notes)]
+            self._report.notes += [(ready.job.source, note) for note in (*result.notes, *notes)]
+            if result.level is not None:
+                self._report.levels[ready.job.source] = result.level
             self._report.done.append(ready.job)
 
     def _write(self, target: str, result: Picture, beside: Beside) -> tuple[str, ...] | None:

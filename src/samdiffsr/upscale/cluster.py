@@ -84,6 +84,7 @@ def upscale_work(work: Work) -> tuple[Report, float]:
         report.skipped += map(here.named, made.skipped)
         report.failed += [(here.names.get(source, source), here.translated(why)) for source, why in made.failed]
         report.notes += [(here.names.get(source, source), note) for source, note in made.notes]
+        report.levels |= {here.names.get(source, source): level for source, level in made.levels.items()}
         for job in made.done:
             named = here.named(job)
             try:
@@ -186,6 +187,7 @@ def upscale_on_cluster(
             report.skipped += part.skipped
             report.failed += part.failed
             report.notes += part.notes
+            report.levels |= part.levels
             number, megapixels = number + len(work.jobs), megapixels + made
             report_progress(Progress(work.jobs[-1].source, number, len(jobs), 1.0, megapixels))
     return report

@@ -22,6 +22,7 @@ _ROUNDS = 12  # of back-projection
 _STRIP = 1024  # rows of the result that are projected at once
 _BESIDE = 24  # rows of the input that are seen on both sides of them
 _ROWS = 256  # rows at once, where a copy of the whole picture is not needed
+_PLAIN = 8.0  # standard deviation in grey levels below which a frame does not show how degraded a moving picture is
 
 
 def enlarge(
@@ -33,7 +34,8 @@ def enlarge(
     on_progress: Callable[[float], None] = lambda part: None,
     on_structure: Callable[[np.ndarray], None] | None = None,
 ) -> Picture:
-    """The picture, larger, with the same depth, profile and metadata, and notes of what happened on the way.
+    """The picture, larger, with the same depth, profile and metadata, the level of degradation that it was made with, and
+    notes of what happened on the way.
 
     The network enlarges by 4, a second time if that is too little; bicubic reduction (MATLAB's, antialiased) leads from there
     to the size. The mean of each colour channel equals the input's, as far as black and white allow: the network's
@@ -58,7 +60,7 @@ def enlarge(
     try:
         arguments = settings.pipeline_arguments() | {"on_warning": notes.append}
         arguments["return_structure"] = on_structure is not None
-        rgb, structure = _repeated(pipe, lr, passes(height, width, size), settings.seed, arguments, on_progress)
+        rgb, structure, level = _repeated(pipe, lr, passes(height, width, size), settings.seed, arguments, on_progress)
         if on_structure is not None:
             drawn = draw_structure(structure)
             on_structure(drawn if drawn.shape[:2] == size else imresize(drawn, size=size))
@@ -69,7 +71,7 @@ def enlarge(
             rgb = consistent(lr, rgb)
         alpha = None if picture.alpha is None else imresize(picture.alpha, size=size)
         rgb = rgb if picture.depth == 16 else to_8_bit(rgb)
-        return replace(picture, rgb=rgb, alpha=alpha, notes=tuple(dict.fromkeys(notes)))
+        return replace(picture, rgb=rgb, alpha=alpha, notes=tuple(dict.fromkeys(notes)), level=level)
     except (MemoryError, RuntimeError) as error:
         from samdiffsr.sampling.tiles import is_out_of_memory
 
@@ -87,26 +89,35 @@ def _animated(
     on_progress: Callable[[float], None],
     on_structure: Callable[[np.ndarray], None] | None,
 ) -> Picture:
-    """Every frame by itself, with the same noise: equal frames stay equal. Nothing else ties one frame to the next."""
+    """Every frame by itself, with the same noise and, where it is estimated, the level of the first frame that is not plain:
+    equal frames stay equal. Nothing else ties one frame to the next."""
     assert picture.animation is not None
     frames = (replace(picture, animation=None), *picture.animation.later)
-    results = [
-        enlarge(
+    head = next((number for number, frame in enumerate(frames) if is_telling(frame.rgb)), 0)
+    results: dict[int, Picture] = {}
+    for number in sorted(range(len(frames)), key=lambda number: number != head):
+        results[number] = enlarge(
             pipe,
-            frame,
+            frames[number],
             settings,
             max_pixels=max_pixels,
-            on_progress=lambda part, number=number: on_progress((number + part) / len(frames)),
+            on_progress=lambda part: on_progress((len(results) + part) / len(frames)),
             on_structure=None if number else on_structure,
         )
-        for number, frame in enumerate(frames)
-    ]
-    notes = tuple(dict.fromkeys(note for result in results for note in result.notes))
-    return replace(results[0], notes=notes, animation=replace(picture.animation, later=tuple(results[1:])))
+        if settings.clean is None and not settings.consistency:
+            settings = replace(settings, clean=results[head].level)
+    later = tuple(results[number] for number in range(1, len(frames)))
+    notes = tuple(dict.fromkeys(note for result in (results[0], *later) for note in result.notes))
+    return replace(results[0], notes=notes, animation=replace(picture.animation, later=later))
+
+
+def is_telling(rgb: np.ndarray) -> bool:
+    """Whether a frame (H, W, 3), uint8 or uint16, is not so plain that no level of degradation can be estimated from it."""
+    return bool(rgb.std() >= _PLAIN * np.iinfo(rgb.dtype).max / 255)
 
 
 def with_settings(picture: Picture, pipe: "SamDiffSRPipeline", settings: Settings) -> Picture:
-    """The result with its settings in its XMP; steps, detail and
+    """The result with its settings in its XMP; steps, detail, clean and
     precision as they were chosen where the settings leave it open."""
     from samdiffsr import __version__
     from samdiffsr.sampling.precision import type_name
@@ -114,7 +125,7 @@ def with_settings(picture: Picture, pipe: "SamDiffSRPipeline", settings: Setting
     said = {"scale": settings.output_size.scale, "size": settings.size, "seed": settings.seed}
     said |= {
         "steps": settings.steps or pipe.config["steps"],
-        "clean": settings.clean,
+        "clean": None if picture.level is None else round(picture.level, 4),
         "consistency": settings.consistency or None,
         "precision": type_name(pipe.computed_in(settings.precision)),
     }
@@ -145,11 +156,13 @@ def _repeated(
     seed: int,
     arguments: dict[str, Any],
     on_progress: Callable[[float], None],
-) -> tuple[np.ndarray, Any]:
-    """uint8 or uint16 (h, w, 3) -> uint16, 4 times larger as often as asked, and the last structure map if it is asked for."""
+) -> tuple[np.ndarray, Any, float | None]:
+    """uint8 or uint16 (h, w, 3) -> uint16, 4 times larger as often as asked; the last structure map if it is asked for; and
+    the level of degradation that the first enlargement took the picture to have."""
     import torch
 
     output: Any = None
+    level: float | None = None
 
     work = [SCALE ** (2 * number) for number in range(times)]
     for number in range(times):
@@ -162,7 +175,9 @@ def _repeated(
             arguments = arguments | {"clean": 0.0}  # it was cleaned before
         output = pipe(rgb, **arguments, generator=noise, on_progress=follow, output_type="uint16")
         rgb = output.images[0]
-    return rgb, output.structures[0] if output.structures else None
+        if number == 0 and output.levels:
+            level = output.levels[0]
+    return rgb, output.structures[0] if output.structures else None, level
 
 
 def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:

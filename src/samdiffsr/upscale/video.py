@@ -27,7 +27,7 @@ from samdiffsr.files import sweep, whole_file, write_json
 from samdiffsr.images import Picture
 from samdiffsr.images.formats import load_package
 from samdiffsr.images.source import check_size as check_pixels
-from samdiffsr.upscale.enlarge import check_size, enlarge
+from samdiffsr.upscale.enlarge import check_size, enlarge, is_telling
 from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ HD = 720  # rows from which on a film that names no matrix counts as BT.709, as 
 EXACT = 4 | 1 << 13 | 1 << 14 | 1 << 18 | 1 << 19
 """FFmpeg's flags for colours: bicubic, all of the chroma on both sides, exact rounding, the same bits on every processor.
 Without them each way there and back makes a film a whole level darker (measured)."""
-
-PLAIN = 8.0  # standard deviation in grey levels below which a frame says nothing about how degraded the film is
 
 
 def is_film_name(name: str) -> bool:
@@ -340,7 +338,7 @@ def _level(av: Any, pipe: "SamDiffSRPipeline", source: Path, parts: Path, settin
     if kept.exists():
         return float(json.loads(kept.read_text(encoding="utf-8")))
     with _film(av, source) as film:
-        rgb = next((rgb for rgb in map(_pixels, islice(_frames(film), 500)) if rgb.std() >= PLAIN), None)
+        rgb = next((rgb for rgb in map(_pixels, islice(_frames(film), 500)) if is_telling(rgb)), None)
     level = 0.0 if rgb is None else pipe(rgb, num_inference_steps=1, detail=0.0, output_type="uint8").levels[0]
     write_json(level, kept)
     return level

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse
 
@@ -21,7 +22,7 @@ from samdiffsr.sampling.precision import type_name
 from samdiffsr.web import fields
 from samdiffsr.web.engine import Engine
 from samdiffsr.web.guard import Guard
-from samdiffsr.web.jobs import Job, JobQueue
+from samdiffsr.web.jobs import Job, JobQueue, State
 from samdiffsr.web.limits import Access, Limits
 from samdiffsr.web.problems import MEDIA_TYPE, Problem, add_handlers
 from samdiffsr.web.receive import receive_upload
@@ -30,7 +31,50 @@ STATIC = Path(__file__).with_name("static")
 
 _PROBLEM = {"content": {MEDIA_TYPE: {}}, "description": "One sentence in `detail` (RFC 9457)."}
 _REFUSALS: dict[int | str, dict[str, Any]] = dict.fromkeys((408, 413, 415, 422, 503), _PROBLEM)
-_IMAGE = {"content": {"image/*": {}}, "description": "The larger picture."}
+_HEADERS = {
+    "X-Model": "Name of the model.",
+    "X-Seed": "The seed.",
+    "X-Clean": "The level of degradation, 0 to 1, that the picture was taken to have, given or estimated; "
+    "missing where the model has no such input.",
+    "X-Warnings": "A JSON list of sentences, if there are any.",
+    "Server-Timing": "Milliseconds in the queue, and for reading, enlarging and writing.",
+}
+_IMAGE = {
+    "content": {"image/*": {}},
+    "description": "The larger picture.",
+    "headers": {name: {"description": words, "schema": {"type": "string"}} for name, words in _HEADERS.items()},
+}
+
+
+class JobBody(BaseModel):
+    """A job as JSON. `samdiffsr upscale --json` prints the same names of a file.
+
+    Attributes:
+        place: pictures before it in the queue.
+        progress: 0 to 1.
+        target: the result's name, like width, height and bytes null before there is one.
+        clean: the level of degradation, 0 to 1, that the picture was taken to have, given or estimated; null where the
+            model has no such input.
+        warnings, error: sentences.
+        problem: why it failed, as problem+json.
+    """
+
+    id: str
+    source: str
+    state: State
+    place: int
+    progress: float
+    seconds_left: float | None
+    target: str | None
+    width: int | None
+    height: int | None
+    bytes: int | None
+    model: str
+    seed: int
+    clean: float | None
+    warnings: list[str]
+    error: str | None
+    problem: dict[str, Any] | None
 
 
 def create_app(engines: Sequence[Engine], limits: Limits = Limits(), access: Access = Access()) -> FastAPI:
@@ -91,7 +135,7 @@ def _add_upscale(app: FastAPI, queue: JobQueue, models: list[str]) -> None:
             gone.cancel()
         return _picture(job)
 
-    @app.post("/v1/jobs", status_code=202, responses=_REFUSALS, openapi_extra=described)
+    @app.post("/v1/jobs", status_code=202, responses={202: {"model": JobBody}, **_REFUSALS}, openapi_extra=described)
     async def create_job(request: Request) -> Response:
         """Queue a picture; the header Location names the job."""
         try:
@@ -113,9 +157,9 @@ def _add_jobs(app: FastAPI, queue: JobQueue) -> None:
         return queue.find(identity)
 
     @app.get("/v1/jobs/{identity}", responses=missing)
-    async def job(found: Annotated[Job, Depends(find)]) -> dict[str, Any]:
+    async def job(found: Annotated[Job, Depends(find)]) -> JobBody:
         """How far a job is."""
-        return describe(queue, found)
+        return JobBody(**describe(queue, found))
 
     @app.get("/v1/jobs/{identity}/events", response_class=EventSourceResponse, responses=missing)
     async def events(found: Annotated[Job, Depends(find)]) -> AsyncIterator[ServerSentEvent]:
@@ -177,7 +221,7 @@ def _add_page(app: FastAPI) -> None:
 
 
 def describe(queue: JobQueue, job: Job) -> dict[str, Any]:
-    """A job as JSON. What `samdiffsr upscale --json` prints of a file has the same names."""
+    """The fields of a `JobBody`."""
     result, problem, left = job.result, job.problem, queue.seconds_left(job)
     return {
         "id": job.id,
@@ -192,6 +236,7 @@ def describe(queue: JobQueue, job: Job) -> dict[str, Any]:
         "bytes": result and result.content.nbytes,
         "model": job.wanted.model,
         "seed": job.wanted.settings.seed,
+        "clean": None if result is None or result.level is None else round(result.level, 4),
         "warnings": list(result.warnings) if result else [],
         "error": problem and problem.detail,
         "problem": problem and problem.body(),
@@ -216,6 +261,8 @@ def _picture(job: Job) -> Response:
         "X-Model": quote(job.wanted.model, safe=""),
         "X-Seed": str(job.wanted.settings.seed),
     }
+    if result.level is not None:
+        headers["X-Clean"] = str(round(result.level, 4))
     if result.warnings:
         headers["X-Warnings"] = json.dumps(result.warnings)
     return Response(result.content, headers=headers, media_type=result.media_type)

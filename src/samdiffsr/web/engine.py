@@ -58,6 +58,7 @@ class Result:
     Attributes:
         content: the bytes that `samdiffsr upscale` would write.
         name: the file's, from the client's name.
+        level: of degradation that it was made with, given or estimated; None for a model without it.
         warnings: what reading, enlarging or writing changed.
         seconds: of each stage, in milliseconds' precision: read, enlarge, write.
     """
@@ -66,6 +67,7 @@ class Result:
     name: str
     width: int
     height: int
+    level: float | None
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
 
@@ -156,7 +158,8 @@ class Engine:
         made, notes = encode_image(larger, target, quality=files.quality)
         seconds = {"read": read - started, "enlarge": enlarged - read, "write": time.monotonic() - enlarged}
         warnings = tuple(dict.fromkeys((*larger.notes, *notes)))
-        return Result(made, target, larger.rgb.shape[1], larger.rgb.shape[0], warnings, seconds)
+        height, width = larger.rgb.shape[:2]
+        return Result(made, target, width, height, larger.level, warnings, seconds)
 
     def prepare(self) -> None:
         """Forget an earlier `stop`: the next picture comes."""

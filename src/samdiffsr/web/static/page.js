@@ -104,7 +104,7 @@ async function work(picture) {
     });
     if (picture.result) URL.revokeObjectURL(picture.result.url);
     const url = URL.createObjectURL(blob);
-    picture.result = { url, blob, name: job.target, width: job.width, height: job.height, warnings: job.warnings, seen: await canBeSeen(url) };
+    picture.result = { url, blob, name: job.target, width: job.width, height: job.height, warnings: job.warnings, cleaned: cleaned(job.clean, picture.fields), seen: await canBeSeen(url) };
     picture.state = "done";
     say(`${picture.name} is enlarged to ${job.width} by ${job.height} pixels.`);
   } catch (error) {
@@ -116,6 +116,13 @@ async function work(picture) {
     else fail(picture, `The page failed at '${picture.name}': ${error.message}`);
   }
   next();
+}
+
+/** How much the result was cleaned, in words; "" for a model that cannot clean. */
+function cleaned(level, fields) {
+  if (level === null) return "";
+  if ("clean" in fields || "consistency" in fields) return level ? `cleaned: ${level.toFixed(2)}` : "not cleaned";
+  return `cleaned: ${level.toFixed(2)}, estimated`;
 }
 
 function canBeSeen(url) {
@@ -224,6 +231,7 @@ function renderChosen() {
   $("caption-name").textContent = chosen.name;
   const from = chosen.width ? `${chosen.width} × ${chosen.height}` : "";
   $("caption-size").textContent = result ? `${from}${from && " → "}${result.width} × ${result.height}` : from;
+  $("caption-clean").textContent = result?.cleaned ? `(${result.cleaned})` : "";
   $("save").disabled = !result;
   $("working").hidden = !works;
   $("working-text").textContent = chosen.state === "running" ? `Enlarging, ${stateOf(chosen)}` : stateOf(chosen);
