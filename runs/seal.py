@@ -9,7 +9,7 @@ import hashlib
 from samdiffsr.cli.doctor import synthetic_picture
 from samdiffsr.images import Picture, write_image
 from samdiffsr.load import load_model
-from samdiffsr.pipeline import DEFAULT_MODEL
+from samdiffsr.models.weights import DEFAULT_MODEL
 from samdiffsr.upscale.enlarge import enlarge
 
 SEALED = ("*/*.safetensors", "*/*.json", "model_index.json")

@@ -13,7 +13,7 @@ import typer.main
 from PIL import Image
 
 from samdiffsr.cli import app, main
-from samdiffsr.pipeline import DEFAULT_MODEL
+from samdiffsr.models.weights import DEFAULT_MODEL
 from support import ROOT, noise_image
 
 PAGES = [

@@ -9,7 +9,7 @@ from PIL import Image
 
 from samdiffsr import SamDiffSRPipeline, imresize
 from samdiffsr.evaluation.metrics import psnr_y
-from samdiffsr.pipeline import DEFAULT_MODEL
+from samdiffsr.models.weights import DEFAULT_MODEL
 from support import EXAMPLES
 
 

@@ -23,8 +23,7 @@ from samdiffsr.data.dataset import PreparedImages
 from samdiffsr.errors import ConfigError, SamDiffSRError
 from samdiffsr.evaluation.metrics import SqueezeDistance
 from samdiffsr.files import write_json
-from samdiffsr.models.weights import load_network
-from samdiffsr.pipeline import DEFAULT_MODEL
+from samdiffsr.models.weights import DEFAULT_MODEL, load_network
 from samdiffsr.training.config import TrainConfig, load_config
 from samdiffsr.training.run import ENCODERS, train_diffusion, train_encoder
 

@@ -1,17 +1,21 @@
 """Load a model by name; the pipeline is imported inside the functions."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samdiffsr.devices import find_device
-from samdiffsr.errors import CheckpointError
+from samdiffsr.errors import CheckpointError, SamDiffSRError
 from samdiffsr.models.hub import fetch, is_hub_name
 
 if TYPE_CHECKING:
     from samdiffsr.pipeline import SamDiffSRPipeline
+    from samdiffsr.sampling.upscaler import Upscaler
+
+PARTS = ("encoder", "denoiser", "scheduler")  # of a pipeline folder
 
 
 def load_model(name: str | os.PathLike[str], device: str = "auto") -> "SamDiffSRPipeline":
@@ -41,6 +45,23 @@ def load_model(name: str | os.PathLike[str], device: str = "auto") -> "SamDiffSR
     return pipe.to(where)
 
 
+def load_upscaler(name: str | os.PathLike[str], device: str = "auto") -> "Upscaler":
+    """As `load_model`, for sampling alone: without diffusers' pipeline, which takes half of the start.
+
+    The pictures are the same. A model that is more than our networks and a stock scheduler is loaded as a pipeline after all.
+    """
+    from samdiffsr.models.weights import move
+
+    path = find_model(name)
+    where = find_device(device)
+    found = _plain(path) if path.is_dir() else None
+    if found is None:
+        return load_model(path, device)
+    for network in (found.encoder, found.denoiser):
+        move(network, where)
+    return found
+
+
 def find_model(name: str | os.PathLike[str]) -> Path:
     """The folder or the .ckpt file of a model that `load_model` takes; one of the Hub is fetched.
 
@@ -49,7 +70,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(name)
     if name == "default":
-        from samdiffsr.pipeline import DEFAULT_MODEL
+        from samdiffsr.models.weights import DEFAULT_MODEL
 
         return DEFAULT_MODEL
     path = fetch(name) if is_hub_name(name) else Path(name)
@@ -58,6 +79,27 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     wanted = "'default', a pipeline folder (one with model_index.json), a released .ckpt file or user/repo of the Hub"
     what = "does not exist" if not os.path.exists(path) else "is none of these"
     raise CheckpointError(f"The model must be {wanted}, but '{name}' {what}.")
+
+
+def _plain(folder: Path) -> "Upscaler | None":
+    """The upscaler in a pipeline folder; None where that is damaged, which the pipeline explains, or holds others' parts."""
+    import diffusers
+
+    import samdiffsr
+    from samdiffsr.models.weights import LOADING_ERRORS, load_network
+    from samdiffsr.sampling.upscaler import Upscaler
+
+    try:
+        config = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        config = {name: value for name, value in config.items() if not name.startswith("_")}
+        libraries, kinds = zip(*(config.pop(part) for part in PARTS), strict=True)
+        if libraries != ("samdiffsr", "samdiffsr", "diffusers"):
+            return None
+        networks = [load_network(getattr(samdiffsr, kinds[at]), folder / PARTS[at]) for at in (0, 1)]
+        scheduler = getattr(diffusers, kinds[2]).from_pretrained(str(folder / PARTS[2]), local_files_only=True)
+        return Upscaler(*networks, scheduler, config)
+    except (SamDiffSRError, *LOADING_ERRORS):
+        return None
 
 
 @contextlib.contextmanager

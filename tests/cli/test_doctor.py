@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import samdiffsr.cli.doctor
-import samdiffsr.pipeline
+import samdiffsr.models.weights
 from samdiffsr.cli import main
-from samdiffsr.pipeline import DEFAULT_MODEL
+from samdiffsr.models.weights import DEFAULT_MODEL
 from support import EXAMPLES
 
 
@@ -30,7 +30,7 @@ def _one_picture_for_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the embedded model that takes its place."""
     copy = shutil.copytree(DEFAULT_MODEL, tmp_path / "default")
-    monkeypatch.setattr(samdiffsr.pipeline, "DEFAULT_MODEL", copy)
+    monkeypatch.setattr(samdiffsr.models.weights, "DEFAULT_MODEL", copy)
     return copy
 
 

@@ -7,16 +7,16 @@ Exit codes: 0 all done; 1 all but some photographs, each named with one sentence
 found wrong (doctor); 2 an error the user can mend, one sentence on stderr; 130 interrupted.
 """
 
-import contextlib
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
 from samdiffsr import __version__
 from samdiffsr.cli import convert, doctor, evaluate, export, masks, prepare, serve, train, upscale
+from samdiffsr.cli.start import absent
 from samdiffsr.devices import limit_threads
 from samdiffsr.errors import SamDiffSRError
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a name that is not UTF-8 must not end a verb at its last words
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _absent(() if words[:1] == ["masks"] else NOT_NEEDED):
+        with absent(() if words[:1] == ["masks"] else NOT_NEEDED):
             app(args=words, prog_name="samdiffsr")
     except SamDiffSRError as error:
         typer.echo(f"Error: {error}", err=True)
@@ -102,16 +102,3 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
-
-
-@contextlib.contextmanager
-def _absent(packages: Sequence[str]) -> Iterator[None]:
-    """Let packages that nobody has imported yet look as if they were not installed."""
-    hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] - None, which stops an import
-    try:
-        yield
-    finally:
-        for name in hidden:
-            if sys.modules.get(name) is None:
-                sys.modules.pop(name, None)

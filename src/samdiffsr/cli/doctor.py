@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samdiffsr.cli.options import Device
+from samdiffsr.cli.start import load_quickly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +127,7 @@ def check_weights() -> list[str]:
     """Faults in the files of the embedded model; SHA256SUMS is as sha256sum writes it."""
     import hashlib
 
-    from samdiffsr.pipeline import DEFAULT_MODEL
+    from samdiffsr.models.weights import DEFAULT_MODEL
 
     problems = []
     for line in (DEFAULT_MODEL / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
@@ -150,13 +151,12 @@ def self_test(device: str) -> dict[str, Any]:
     import numpy as np
 
     from samdiffsr.images import Picture, read_image
-    from samdiffsr.load import load_model
-    from samdiffsr.pipeline import DEFAULT_MODEL
+    from samdiffsr.models.weights import DEFAULT_MODEL
     from samdiffsr.upscale.enlarge import enlarge
     from samdiffsr.upscale.settings import Settings
 
     started = time.monotonic()
-    pipe = load_model("default", device)
+    pipe = load_quickly("default", device)
     settings = Settings(precision="float32")  # the sealed picture was made in it; others differ by machine
     result = enlarge(pipe, Picture(synthetic_picture()), settings).rgb.astype(np.float64)
     seconds = time.monotonic() - started
@@ -180,11 +180,10 @@ def measure_speed(device: str) -> dict[str, Any]:
     import numpy as np
 
     from samdiffsr.images import Picture
-    from samdiffsr.load import load_model
     from samdiffsr.sampling.precision import type_name
     from samdiffsr.upscale.enlarge import enlarge
 
-    pipe = load_model("default", device)
+    pipe = load_quickly("default", device)
     picture = Picture(np.random.default_rng(0).integers(0, 256, (SPEED_SIDE, SPEED_SIDE, 3), dtype=np.uint8))
     seconds = []
     enlarge(pipe, picture)  # the first one is slower

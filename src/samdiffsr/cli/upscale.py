@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from samdiffsr.cli.options import Cluster, Device, Model, with_settings
+from samdiffsr.cli.start import load_quickly
 from samdiffsr.errors import ConfigError
 from samdiffsr.upscale.settings import FileSettings, Settings
 
@@ -121,7 +122,6 @@ def _film(
     """One film, with a bar that shows the time left."""
     from pathlib import Path
 
-    from samdiffsr.load import load_model
     from samdiffsr.upscale.batch import Progress
     from samdiffsr.upscale.video import WRITABLE, upscale_film
 
@@ -131,7 +131,7 @@ def _film(
         target = target / f"{Path(source).stem}{suffix}{kept}"
     with _Bar() as bar:
         warnings = upscale_film(
-            lambda: load_model(model, device),
+            lambda: load_quickly(model, device),
             Path(source),
             target,
             settings,
@@ -177,12 +177,11 @@ def _work(
     **observers: Any,
 ) -> None:
     """Do the jobs here or there."""
-    from samdiffsr.load import load_model
     from samdiffsr.upscale.batch import upscale_files
     from samdiffsr.upscale.cluster import upscale_on_cluster, upscale_work
 
     if cluster is None:
-        upscale_files(lambda: load_model(model, device), jobs, settings, files, **observers)
+        upscale_files(lambda: load_quickly(model, device), jobs, settings, files, **observers)
         return
     from samdiffsr.workers import on_cluster
 

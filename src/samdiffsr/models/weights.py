@@ -1,14 +1,18 @@
 """Networks from folders: all of their weights, nothing but their weights, and finite ones."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
-from samdiffsr.errors import CheckpointError, first_line
+from samdiffsr.errors import CheckpointError, ConfigError, first_line
 
+DEFAULT_MODEL = Path(__file__).parents[1] / "weights" / "default"
 # What a damaged or foreign folder makes diffusers and torch raise. Theirs are long; the first line says what it is.
 LOADING_ERRORS = (
     OSError,
@@ -26,17 +30,26 @@ LOADING_ERRORS = (
 def load_network(kind: type[nn.Module], folder: Path) -> Any:
     """A network of class `kind` from the folder that its `save_pretrained` wrote, in float32.
 
+    Not by `from_pretrained`, which imports torch's compiler, a second and more, to ask whether the network was compiled.
+
     Raises:
         CheckpointError: it is missing, damaged, of another network, or not finite.
     """
     try:
-        network = kind.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
-            str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except LOADING_ERRORS as error:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        if config["_class_name"] != kind.__name__:
+            raise ValueError(f"it holds a {config['_class_name']}, but a {kind.__name__} is wanted")
+        network = kind(**{name: value for name, value in config.items() if not name.startswith("_")})
+        network.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME), strict=False)
+    except (ConfigError, *LOADING_ERRORS) as error:
         raise CheckpointError(f"network folder {folder} cannot be loaded: {first_line(error)}") from error
     check_weights(network, folder)
-    return network
+    return network.eval()
+
+
+def move(network: nn.Module, *where: Any, **layout: Any) -> None:
+    """`network.to` without that of diffusers, which imports torch's compiler to look for hooks that none of ours has yet."""
+    nn.Module.to(network, *where, **layout)
 
 
 def with_level(network: Any, seed: int = 0) -> Any:

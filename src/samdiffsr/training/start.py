@@ -12,7 +12,7 @@ from samdiffsr.models.encoder import RRDBEncoder
 from samdiffsr.models.hub import fetch, is_hub_name
 from samdiffsr.models.level import takes_level
 from samdiffsr.models.light import LightEncoder
-from samdiffsr.pipeline import DEFAULT_MODEL
+from samdiffsr.models.weights import DEFAULT_MODEL
 from samdiffsr.sampling.schedulers import SCHEDULERS
 
 FAMILIES = {LightEncoder: "light", RRDBEncoder: "paper"}

@@ -26,7 +26,7 @@ from samdiffsr.upscale.plan import Job, as_png
 from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
-    from samdiffsr.pipeline import SamDiffSRPipeline
+    from samdiffsr.sampling.upscaler import Upscaler
 
 UNCERTAINTY, STRUCTURE = "_uncertainty", "_structure"  # suffixes of pictures beside a result
 _SEEDS = 3  # whose results show the uncertainty
@@ -72,7 +72,7 @@ class Progress:
 
 
 def upscale_files(
-    load: Callable[[], "SamDiffSRPipeline"],
+    load: Callable[[], "Upscaler"],
     jobs: Sequence[Job],
     settings: Settings = Settings(),
     files: FileSettings = FileSettings(),
@@ -121,7 +121,7 @@ def upscale_files(
     return report
 
 
-def _checked(pipe: "SamDiffSRPipeline", settings: Settings, files: FileSettings) -> "SamDiffSRPipeline":
+def _checked(pipe: "Upscaler", settings: Settings, files: FileSettings) -> "Upscaler":
     """The pipeline, if it can draw what is wanted."""
     if files.save_structure and settings.structure == "auto" and pipe.denoiser.structure_head is None:
         raise ConfigError(
@@ -241,7 +241,7 @@ Beside = list[tuple[str, Picture]]  # pictures about a result, each with the suf
 
 
 def _enlarged(
-    pipe: "SamDiffSRPipeline",
+    pipe: "Upscaler",
     ready: _Ready,
     settings: Settings,
     files: FileSettings,
@@ -266,7 +266,7 @@ def _enlarged(
 
 
 def _with_uncertainty(
-    pipe: "SamDiffSRPipeline",
+    pipe: "Upscaler",
     picture: Picture,
     settings: Settings,
     *,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from samdiffsr.errors import ConfigError, ImageError
 from samdiffsr.files import sweep
-from samdiffsr.load import load_model
+from samdiffsr.load import load_upscaler
 from samdiffsr.models.hub import is_hub_name
 from samdiffsr.upscale import uris
 from samdiffsr.upscale.batch import Progress, Report, upscale_files
@@ -25,7 +25,7 @@ from samdiffsr.upscale.plan import Job, as_png
 from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
-    from samdiffsr.pipeline import SamDiffSRPipeline
+    from samdiffsr.sampling.upscaler import Upscaler
 
 Outcomes = Generator[tuple[Report, float], None, None]
 """The results of `upscale_work`, in the order of the works."""
@@ -38,7 +38,7 @@ class Work:
     Attributes:
         jobs: absolute paths, or URIs. More than one only if they might become the same file.
         settings, files: how each picture and its file are made.
-        model, device: see `load_model`.
+        model, device: see `load_upscaler`.
     """
 
     jobs: tuple[Job, ...]
@@ -74,7 +74,7 @@ def upscale_work(work: Work) -> tuple[Report, float]:
             except ImageError as error:
                 report.failed.append((job.source, str(error)))
         made = upscale_files(
-            lambda: _pipeline(work.model, work.device),
+            lambda: _upscaler(work.model, work.device),
             jobs,
             work.settings,
             work.files,
@@ -98,8 +98,8 @@ def upscale_work(work: Work) -> tuple[Report, float]:
 
 
 @lru_cache(maxsize=1)
-def _pipeline(model: str, device: str) -> "SamDiffSRPipeline":
-    return load_model(model, device)
+def _upscaler(model: str, device: str) -> "Upscaler":
+    return load_upscaler(model, device)
 
 
 class _Here:
@@ -163,7 +163,7 @@ def upscale_on_cluster(
     Args:
         run: does the works: yields `upscale_work` of each, in order. Wherever it does, paths must mean the same files.
         jobs: from `plan`; relative paths start in this process's working folder.
-        model, device: see `load_model`, there.
+        model, device: see `load_upscaler`, there.
         on_progress, report: see `upscale_files`; progress comes when an image is done.
 
     Raises:

@@ -15,7 +15,7 @@ from samdiffsr.upscale.settings import Settings
 from samdiffsr.upscale.size import OutputSize, passes
 
 if TYPE_CHECKING:
-    from samdiffsr.pipeline import SamDiffSRPipeline
+    from samdiffsr.sampling.upscaler import Upscaler
 
 _LEVELS = 65_536
 _ROUNDS = 12  # of back-projection
@@ -26,7 +26,7 @@ _PLAIN = 8.0  # standard deviation in grey levels below which a frame does not s
 
 
 def enlarge(
-    pipe: "SamDiffSRPipeline",
+    pipe: "Upscaler",
     picture: Picture,
     settings: Settings = Settings(),
     *,
@@ -82,7 +82,7 @@ def enlarge(
 
 
 def _animated(
-    pipe: "SamDiffSRPipeline",
+    pipe: "Upscaler",
     picture: Picture,
     settings: Settings,
     max_pixels: int,
@@ -116,7 +116,7 @@ def is_telling(rgb: np.ndarray) -> bool:
     return bool(rgb.std() >= _PLAIN * np.iinfo(rgb.dtype).max / 255)
 
 
-def with_settings(picture: Picture, pipe: "SamDiffSRPipeline", settings: Settings) -> Picture:
+def with_settings(picture: Picture, pipe: "Upscaler", settings: Settings) -> Picture:
     """The result with its settings in its XMP; steps, detail, clean and
     precision as they were chosen where the settings leave it open."""
     from samdiffsr import __version__
@@ -150,7 +150,7 @@ def check_size(height: int, width: int, output_size: OutputSize, max_pixels: int
 
 
 def _repeated(
-    pipe: "SamDiffSRPipeline",
+    pipe: "Upscaler",
     rgb: np.ndarray,
     times: int,
     seed: int,

@@ -31,7 +31,7 @@ from samdiffsr.upscale.enlarge import check_size, enlarge, is_telling
 from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
-    from samdiffsr.pipeline import SamDiffSRPipeline
+    from samdiffsr.sampling.upscaler import Upscaler
 
 READABLE = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv"})
 """Extensions that make an input a film."""
@@ -74,7 +74,7 @@ def check_film(source: Path, target: Path, files: FileSettings) -> None:
 
 
 def upscale_film(
-    load: Callable[[], "SamDiffSRPipeline"],
+    load: Callable[[], "Upscaler"],
     source: Path,
     target: Path,
     settings: Settings = Settings(),
@@ -328,7 +328,7 @@ def _claim(parts: Path, identity: dict[str, Any], settings: Settings) -> int:
     return 0
 
 
-def _level(av: Any, pipe: "SamDiffSRPipeline", source: Path, parts: Path, settings: Settings) -> float | None:
+def _level(av: Any, pipe: "Upscaler", source: Path, parts: Path, settings: Settings) -> float | None:
     """The level of degradation for the whole film: as set, else that of its first frame that is not plain."""
     from samdiffsr.models.level import takes_level
 
