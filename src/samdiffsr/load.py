@@ -95,9 +95,9 @@ def _plain(folder: Path) -> "Upscaler | None":
         libraries, kinds = zip(*(config.pop(part) for part in PARTS), strict=True)
         if libraries != ("samdiffsr", "samdiffsr", "diffusers"):
             return None
-        networks = [load_network(getattr(samdiffsr, kinds[at]), folder / PARTS[at]) for at in (0, 1)]
+        encoder, denoiser = (load_network(getattr(samdiffsr, kinds[at]), folder / PARTS[at]) for at in (0, 1))
         scheduler = getattr(diffusers, kinds[2]).from_pretrained(str(folder / PARTS[2]), local_files_only=True)
-        return Upscaler(*networks, scheduler, config)
+        return Upscaler(encoder, denoiser, scheduler, config)
     except (SamDiffSRError, *LOADING_ERRORS):
         return None
 

@@ -74,7 +74,7 @@ def upscale_work(work: Work) -> tuple[Report, float]:
             except ImageError as error:
                 report.failed.append((job.source, str(error)))
         made = upscale_files(
-            lambda: _upscaler(work.model, work.device),
+            lambda: _pipeline(work.model, work.device),
             jobs,
             work.settings,
             work.files,
@@ -98,7 +98,7 @@ def upscale_work(work: Work) -> tuple[Report, float]:
 
 
 @lru_cache(maxsize=1)
-def _upscaler(model: str, device: str) -> "Upscaler":
+def _pipeline(model: str, device: str) -> "Upscaler":
     return load_upscaler(model, device)
 
 
