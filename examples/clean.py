@@ -6,6 +6,7 @@ makes it (blur, noise, JPEG of quality 40). Columns: the input, and the results 
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,20 @@ def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def inputs() -> dict[str, Image.Image]:
-    """The three LR pictures by name."""
+def as_by_phone(image: Image.Image) -> Image.Image:
+    """Blurred, with noise and strong JPEG."""
+    noise = np.random.default_rng(0).normal(0, 12, (image.height, image.width, 3))
+    grainy = np.asarray(image.filter(ImageFilter.GaussianBlur(0.7)), float) + noise
+    return as_jpeg(Image.fromarray(grainy.clip(0, 255).round().astype(np.uint8)), 40)
+
+
+def dial(upscale: Callable[[Image.Image, Settings], np.ndarray]) -> Image.Image:
+    """The sheet, drawn with a function from an LR picture and settings to its result, uint8 (4h, 4w, 3)."""
     clean = Image.open(SOURCE).convert("RGB")
-    noise = np.random.default_rng(0).normal(0, 12, (clean.height, clean.width, 3))
-    grainy = np.asarray(clean.filter(ImageFilter.GaussianBlur(0.7)), float) + noise
-    phone = Image.fromarray(grainy.clip(0, 255).round().astype(np.uint8))
-    return {"as it is": clean, "web": as_jpeg(clean, 60), "bad phone": as_jpeg(phone, 40)}
-
-
-def main() -> None:
-    pipe = load_model("default", "cpu")
     left, top, width, height = WINDOW
     side = ZOOM * width
     cleans: dict[str, float | None] = {"clean 0": 0.0, "auto": None, "clean 0.3": 0.3, "clean 0.7": 0.7}
-    rows = inputs()
+    rows = {"as it is": clean, "web": as_jpeg(clean, 60), "bad phone": as_by_phone(clean)}
     sheet = Image.new("RGB", ((side + 4) * (1 + len(cleans)) - 4, BAND + (side + 4) * len(rows) - 4), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(("input", *cleans)):
@@ -50,11 +50,21 @@ def main() -> None:
     for row, image in enumerate(rows.values()):
         shown = image.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.NEAREST)
         sheet.paste(shown, (0, BAND + row * (side + 4)))
-        for column, clean in enumerate(cleans.values(), 1):
-            result = enlarge(pipe, Picture(np.asarray(image)), Settings(clean=clean)).rgb
+        for column, level in enumerate(cleans.values(), 1):
+            result = upscale(image, Settings(clean=level))
             cut = result[ZOOM * top : ZOOM * (top + height), ZOOM * left : ZOOM * (left + width)]
             sheet.paste(Image.fromarray(cut), (column * (side + 4), BAND + row * (side + 4)))
-    sheet.save(sys.argv[1], quality=90)
+    return sheet
+
+
+def upscaler() -> Callable[[Image.Image, Settings], np.ndarray]:
+    """The embedded model as `dial` and the gallery want it."""
+    pipe = load_model("default", "cpu")
+    return lambda image, settings: enlarge(pipe, Picture(np.asarray(image)), settings).rgb
+
+
+def main() -> None:
+    dial(upscaler()).save(sys.argv[1], quality=90)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ def panel(image: np.ndarray, name: str) -> Image.Image:
     return window.resize((SIDE * ZOOM, SIDE * ZOOM), Image.Resampling.NEAREST)
 
 
-def main() -> None:
-    results = Path(sys.argv[1])
+def comparison(results: dict[str, np.ndarray]) -> Image.Image:
+    """A row for each example, from its result, uint8 (H, W, 3), by name."""
     columns = ("nearest", "bicubic", "samdiffsr", "original")
     step = SIDE * ZOOM + 4
     sheet = Image.new("RGB", (step * len(columns) - 4, BAND + step * len(WINDOWS) - 4), "white")
@@ -33,13 +33,20 @@ def main() -> None:
         pictures = (
             small.repeat(4, axis=0).repeat(4, axis=1),
             imresize(small, 4),
-            np.asarray(Image.open(results / f"{name}_x4.png").convert("RGB")),
+            results[name],
             np.asarray(Image.open(HERE / "originals" / f"{name}.png").convert("RGB")),
         )
         for column, picture in enumerate(pictures):
             sheet.paste(panel(picture, name), (column * step, BAND + row * step))
-    sheet.save(results / "comparison.png")
-    print(results / "comparison.png")
+    return sheet
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    files = {name: folder / f"{name}_x4.png" for name in WINDOWS}
+    sheet = comparison({name: np.asarray(Image.open(file).convert("RGB")) for name, file in files.items()})
+    sheet.save(folder / "comparison.png")
+    print(folder / "comparison.png")
 
 
 if __name__ == "__main__":
