@@ -18,6 +18,13 @@ def run(capsys, *arguments: object) -> tuple[int, list[dict]]:
     return end.value.code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def when_done(client, job: str) -> dict:
+    """A job of the HTTP API as it is described at its end."""
+    while (described := client.get(f"/v1/jobs/{job}").json())["state"] != "done":
+        pass
+    return described
+
+
 def test_one_object_for_each_image(tiny_pipe_dir, tmp_path, capsys) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     noise_image(folder / "a.png")
@@ -59,8 +66,7 @@ def test_clean_is_the_level_that_was_used(able_pipe, tiny_pipe_dir, tmp_path, ca
         assert answer.headers["x-clean"] == str(estimated["clean"])
         job = client.post("/v1/jobs", files=files, data={"precision": "float32"}).json()
         assert job["clean"] is None
-        while (described := client.get(f"/v1/jobs/{job['id']}").json())["state"] != "done":
-            pass
+        described = when_done(client, job["id"])
     assert described["clean"] == estimated["clean"]
 
 
@@ -69,8 +75,7 @@ def test_the_names_are_those_of_the_api(tiny_pipe, tiny_pipe_dir, tmp_path, caps
     _, (found,) = run(capsys, source, "-o", tmp_path / "out", "-m", tiny_pipe_dir)
     with TestClient(create_app([Engine({"tiny": tiny_pipe})]), base_url="http://localhost") as client:
         job = client.post("/v1/jobs", files={"file": ("a.png", source.read_bytes())}).json()["id"]
-        while (described := client.get(f"/v1/jobs/{job}").json())["state"] != "done":
-            pass
+        described = when_done(client, job)
     assert set(found) <= set(described)
     for name in ("state", "width", "height", "bytes", "seed", "clean", "warnings", "error"):
         assert found[name] == described[name]

@@ -248,6 +248,7 @@ def _print_json(report: "Report", jobs: "list[Job]", model: str, seed: int) -> N
     import json
 
     from samdiffsr.images import image_size
+    from samdiffsr.upscale.enlarge import shown_level
     from samdiffsr.upscale.uris import is_uri
 
     errors, warnings = dict(report.failed), {}
@@ -271,7 +272,7 @@ def _print_json(report: "Report", jobs: "list[Job]", model: str, seed: int) -> N
             "bytes": os.path.getsize(written) if written else None,
             "model": model,
             "seed": seed,
-            "clean": None if source not in report.levels else round(report.levels[source], 4),
+            "clean": shown_level(report.levels.get(source)),
             "warnings": warnings.get(source, []),
             "error": errors.get(source),
         }

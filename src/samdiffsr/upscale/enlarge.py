@@ -112,8 +112,13 @@ def _animated(
 
 
 def is_telling(rgb: np.ndarray) -> bool:
-    """Whether a frame (H, W, 3), uint8 or uint16, is not so plain that no level of degradation can be estimated from it."""
+    """Whether a frame (H, W, 3), uint8 or uint16, shows enough for its level of degradation to be estimated."""
     return bool(rgb.std() >= _PLAIN * np.iinfo(rgb.dtype).max / 255)
+
+
+def shown_level(level: float | None) -> float | None:
+    """A level of degradation as people and programs read it, in XMP, JSON and headers: to four decimals."""
+    return None if level is None else round(level, 4)
 
 
 def with_settings(picture: Picture, pipe: "Upscaler", settings: Settings) -> Picture:
@@ -125,7 +130,7 @@ def with_settings(picture: Picture, pipe: "Upscaler", settings: Settings) -> Pic
     said = {"scale": settings.output_size.scale, "size": settings.size, "seed": settings.seed}
     said |= {
         "steps": settings.steps or pipe.config["steps"],
-        "clean": None if picture.level is None else round(picture.level, 4),
+        "clean": shown_level(picture.level),
         "consistency": settings.consistency or None,
         "precision": type_name(pipe.computed_in(settings.precision)),
     }

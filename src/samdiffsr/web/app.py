@@ -19,6 +19,7 @@ from samdiffsr import __version__
 from samdiffsr.models.level import takes_level
 from samdiffsr.resize import SCALE
 from samdiffsr.sampling.precision import type_name
+from samdiffsr.upscale.enlarge import shown_level
 from samdiffsr.web import fields
 from samdiffsr.web.engine import Engine
 from samdiffsr.web.guard import Guard
@@ -236,7 +237,7 @@ def describe(queue: JobQueue, job: Job) -> dict[str, Any]:
         "bytes": result and result.content.nbytes,
         "model": job.wanted.model,
         "seed": job.wanted.settings.seed,
-        "clean": None if result is None or result.level is None else round(result.level, 4),
+        "clean": result and shown_level(result.level),
         "warnings": list(result.warnings) if result else [],
         "error": problem and problem.detail,
         "problem": problem and problem.body(),
@@ -262,7 +263,7 @@ def _picture(job: Job) -> Response:
         "X-Seed": str(job.wanted.settings.seed),
     }
     if result.level is not None:
-        headers["X-Clean"] = str(round(result.level, 4))
+        headers["X-Clean"] = str(shown_level(result.level))
     if result.warnings:
         headers["X-Warnings"] = json.dumps(result.warnings)
     return Response(result.content, headers=headers, media_type=result.media_type)

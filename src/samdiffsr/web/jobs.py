@@ -62,12 +62,9 @@ class Job:
     async def changes(self) -> AsyncIterator[None]:
         """An item at once and after each change, until the job is over."""
         while True:
-            changed, over = (
-                self._changed,
-                self.over,
-            )  # both before: what changes while an item is used has one of its own
+            changed, last = self._changed, self.over  # what changes while an item is used has one of its own
             yield
-            if over:
+            if last:
                 return
             await changed.wait()
 
