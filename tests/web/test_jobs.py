@@ -1,10 +1,12 @@
 """Jobs: 202, events, the result, and cancelling; a bounded queue before one worker."""
 
+import asyncio
 import json
 import time
 
 import pytest
 
+from samdiffsr.web.jobs import Job
 from support import noise_image
 
 
@@ -57,6 +59,18 @@ def test_a_job_from_start_to_end(client, short_work) -> None:
     assert len(result.content) == last["bytes"]
     assert client.delete(f"/v1/jobs/{job['id']}").status_code == 204
     assert client.get(f"/v1/jobs/{job['id']}").status_code == 404
+
+
+def test_an_end_while_a_change_is_being_sent_is_sent_too() -> None:
+    async def states() -> list[str]:
+        job, seen = Job(None, (1, 1), None), []
+        async for _ in job.changes():
+            seen.append(job.state)
+            if job.state == "waiting":
+                job.change(state="done")
+        return seen
+
+    assert asyncio.run(states()) == ["waiting", "done"]
 
 
 def test_progress_comes_with_every_step(client, tmp_path) -> None:
