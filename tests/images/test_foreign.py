@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from samdiffsr.errors import ImageError, TooLargeError
-from samdiffsr.images import Metadata, Picture, image_size, read_image, write_image
+from samdiffsr.images import Metadata, Picture, image_size, read_image, to_8_bit, write_image
+from samdiffsr.images.avif import deep_pixels
 from support import HEIC, SRGB, dng
 
 HEIGHT, WIDTH = 24, 36
@@ -131,6 +132,94 @@ def test_a_jxl_made_from_a_jpeg_is_that_jpeg() -> None:
     back = read_image("a.jxl", content=packed)
     np.testing.assert_array_equal(back.rgb, read_image("a.jpg", content=jpeg.getvalue()).rgb)
     assert back.rgb.shape == (WIDTH, HEIGHT, 3)
+
+
+def deep_avif(file: Path, *, kind: str = "yuv420p10le") -> np.ndarray:
+    """Ramps of 16 bits as an AVIF; FFmpeg writes what Pillow cannot. Returns uint16 (24, 36, 3), which the file has nearly."""
+    av = pytest.importorskip("av")
+    if "libsvtav1" not in av.codecs_available:
+        pytest.skip("this PyAV has no encoder of AV1")
+    pixels = np.stack([(X + Y) * 1000, (X + Y) * 900, 60_000 - (X + Y) * 800], axis=-1).astype(np.uint16)
+    pixels = np.kron(pixels, np.ones((4, 4, 1), np.uint16))  # the encoder wants at least 64 pixels a side
+    with av.open(str(file), "w", format="avif") as out:
+        stream = out.add_stream("libsvtav1", rate=1, options={"crf": "2"})
+        stream.height, stream.width, stream.pix_fmt = *pixels.shape[:2], kind
+        stream.codec_context.color_range, stream.codec_context.colorspace = 2, 5
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb48le")
+        frame = frame.reformat(format=kind, dst_colorspace=5, src_color_range=2, dst_color_range=2)
+        frame.pts = 0
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            out.mux(packet)
+    return pixels
+
+
+def test_avif_of_10_bits_keeps_them(tmp_path: Path) -> None:
+    wanted = deep_avif(tmp_path / "a.avif")
+    picture = read_image(tmp_path / "a.avif", keep_16_bit=True)
+    assert picture.rgb.dtype == np.uint16 and picture.notes == () and picture.alpha is None
+    assert np.abs(picture.rgb.astype(int) - wanted).mean() < 257
+    assert len(np.unique(picture.rgb[..., 1])) > 256  # no 8 bits in disguise
+    flat = read_image(tmp_path / "a.avif")
+    assert flat.rgb.dtype == np.uint8 and flat.notes == ("10-bit pixels reduced to 8 bit",)
+    assert np.abs(flat.rgb.astype(int) - to_8_bit(picture.rgb)).mean() < 1.5
+
+
+def test_avif_of_8_bits_stays_as_pillow_reads_it(tmp_path: Path) -> None:
+    deep_avif(tmp_path / "a.avif", kind="yuv420p")
+    picture = read_image(tmp_path / "a.avif", keep_16_bit=True)
+    assert picture.rgb.dtype == np.uint8 and picture.notes == ()
+
+
+def test_avif_of_10_bits_is_turned_as_the_file_says(tmp_path: Path) -> None:
+    """By an `irot` box, which Pillow reports and FFmpeg does not heed here."""
+    deep_avif(tmp_path / "a.avif")
+    plain = read_image(tmp_path / "a.avif", keep_16_bit=True)
+    (tmp_path / "b.avif").write_bytes(turned((tmp_path / "a.avif").read_bytes()))
+    picture = read_image(tmp_path / "b.avif", keep_16_bit=True)
+    assert picture.rgb.dtype == np.uint16
+    np.testing.assert_array_equal(picture.rgb, np.rot90(plain.rgb))
+
+
+def turned(content: bytes) -> bytes:
+    """The same AVIF with a property that turns it by 90 degrees against the clock."""
+    found = bytearray(content)
+    place = found.index(b"ipco") - 4
+    end = place + int.from_bytes(found[place : place + 4])
+    count, walk = 0, place + 8
+    while walk < end:
+        count, walk = count + 1, walk + int.from_bytes(found[walk : walk + 4])
+    property_ = (9).to_bytes(4) + b"irot" + b"\x01"
+    found[end:end] = property_
+    ipma = found.index(b"ipma") - 4
+    length = int.from_bytes(found[ipma : ipma + 4])
+    # version and flags 4, count of entries 4, item 2, count of its properties 1
+    found[ipma + 18] += 1
+    found[ipma + length : ipma + length] = bytes([0x80 | (count + 1)])
+    added = len(property_) + 1
+    for name, more in ((b"ipma", 1), (b"ipco", len(property_)), (b"iprp", added), (b"meta", added)):
+        head = found.index(name) - 4
+        found[head : head + 4] = (int.from_bytes(found[head : head + 4]) + more).to_bytes(4)
+    iloc = found.index(b"iloc")  # version 0: flags 3, sizes 2, count 2, item 2, reference 2, extents 2, then the offset
+    start = iloc + 4 + 4 + 2 + 2 + 2 + 2 + 2
+    found[start : start + 4] = (int.from_bytes(found[start : start + 4]) + added).to_bytes(4)
+    return bytes(found)
+
+
+def test_avif_of_10_bits_without_pyav_is_8_bits_with_a_note(tmp_path: Path, monkeypatch) -> None:
+    deep_avif(tmp_path / "a.avif")
+    monkeypatch.setitem(sys.modules, "av", None)
+    picture = read_image(tmp_path / "a.avif", keep_16_bit=True)
+    assert picture.rgb.dtype == np.uint8 and picture.notes == ("10-bit pixels reduced to 8 bit",)
+
+
+def test_what_two_decoders_show_differently_is_pillows(tmp_path: Path) -> None:
+    wanted = deep_avif(tmp_path / "a.avif")
+    content = (tmp_path / "a.avif").read_bytes()
+    like = read_image(tmp_path / "a.avif").rgb
+    assert deep_pixels(content, like) is not None
+    assert deep_pixels(content, 255 - like) is None  # another picture
+    assert deep_pixels(content, like[:-1]) is None  # another size
+    assert deep_pixels(content[: len(content) // 2], like) is None and wanted.shape == like.shape
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_frames_times_sound_and_subtitles(tiny_pipe: Any, panning: Path, tmp_pat
     for small, large in zip(before[1], after[1], strict=True):
         alone = enlarge(tiny_pipe, Picture(small), Settings(seed=3)).rgb
         assert large.shape == (192, 256, 3)
-        assert np.abs(large.astype(int) - alone).mean() < 5  # H.264 with half the resolution of colour
+        assert np.abs(large.astype(int) - alone).mean() < 6  # H.264 with half the resolution of colour
         assert np.abs(large.mean((0, 1)) - alone.mean((0, 1))).max() < 1  # the matrix of colours is the same twice
     assert not (tmp_path / "large.mkv.parts").exists()
 
@@ -177,6 +177,97 @@ def test_mp4_with_sound(tiny_pipe: Any, tmp_path: Path) -> None:
     before, after = contents(film), contents(tmp_path / "large.mp4")
     assert after[2] == before[2] and after[1][0].shape == (96, 128, 3)
     assert after[0] == pytest.approx(before[0], abs=1e-3)
+
+
+def encoded(path: Path, codec: str, frames: list[np.ndarray], kind: str, **options: str) -> Path:
+    """A film of one stream in a pixel format; skips where this PyAV has no such encoder."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], kind
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24" if pixels.dtype == np.uint8 else "rgb48le")
+            out.mux(stream.encode(frame.reformat(format=kind, dst_colorspace=5, interpolation=video.EXACT)))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"), [("libx264", {"x264-params": "tff=1", "crf": "4"}), ("mpeg2video", {"flags": "+ilme+ildct"})]
+)
+def test_an_interlaced_film_is_enlarged_as_it_is_with_a_warning(
+    tiny_pipe: Any, tmp_path: Path, codec: str, options: dict[str, str]
+) -> None:
+    """What moves between the two fields of a frame makes a comb; it goes into the network as it is."""
+    frames = [scene() for _ in range(3)]
+    for frame in frames:
+        frame[1::2] = np.roll(frame[1::2], 8, axis=1)
+    film = encoded(tmp_path / "film.mkv", codec, frames, "yuv420p", **options)
+    words = upscale_film(lambda: tiny_pipe, film, tmp_path / "large.mkv", Settings(scale=1))
+    assert words == ["its frames are interlaced and are enlarged as they are; deinterlace the film first"]
+    before, after = contents(film)[1], contents(tmp_path / "large.mkv")[1]
+    assert len(before) == len(after) == 3
+
+    def comb(pixels: np.ndarray) -> float:
+        """How much more neighbouring rows differ than rows of one field."""
+        rows = pixels.astype(float)
+        return np.abs(np.diff(rows, axis=0)).mean() - np.abs(rows[2:] - rows[:-2]).mean()
+
+    assert comb(scene()) < 0 and all(comb(frame) > 2 for frame in before)
+    for small, large in zip(before, after, strict=True):
+        assert np.abs(large - enlarge(tiny_pipe, Picture(small), Settings(scale=1)).rgb.astype(int)).mean() < 6
+    plain = encoded(tmp_path / "plain.mkv", codec, [scene()] * 2, "yuv420p")
+    assert upscale_film(lambda: tiny_pipe, plain, tmp_path / "plain_large.mkv") == []
+
+
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The same MP4 with a matrix of display (a, b, c, d) in its track's header, as a phone writes it."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 4 + 40  # behind version and flags, times, id, length, layer, group and volume
+    a, b, c, d = (value * 65_536 for value in matrix)
+    for number, value in enumerate((a, b, 0, c, d, 0, 0, 0, 1 << 30)):
+        content[place + 4 * number : place + 4 * number + 4] = value.to_bytes(4, "big", signed=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)], ids=["right", "over", "left"]
+)
+def test_a_film_that_says_how_it_was_held_becomes_upright(
+    tiny_pipe: Any, tmp_path: Path, matrix: tuple[int, int, int, int], turns: int
+) -> None:
+    """Its frames are turned, and the result needs no matrix."""
+    film = encoded(tmp_path / "film.mp4", "libx264", [scene()] * 2, "yuv420p", crf="4")
+    stored = contents(film)[1][0]
+    turned(film, matrix)
+    assert upscale_film(lambda: tiny_pipe, film, tmp_path / "large.mp4", Settings(scale=2)) == []
+    with av.open(str(tmp_path / "large.mp4")) as out:
+        frame = next(out.decode(out.streams.video[0]))
+        assert frame.rotation == 0
+        found = frame.to_ndarray(format="rgb24")
+    alone = enlarge(tiny_pipe, Picture(np.ascontiguousarray(np.rot90(stored, turns))), Settings(scale=2)).rgb
+    assert found.shape == alone.shape == ((128, 96, 3) if turns % 2 else (96, 128, 3))
+    assert np.abs(found.astype(int) - alone).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind", "name"),
+    [("libx265", "yuv420p10le", "a.mkv"), ("prores_ks", "yuv422p10le", "a.mov"), ("ffv1", "yuv444p10le", "a.mkv")],
+)
+def test_ten_bits_become_eight_with_a_warning(tiny_pipe: Any, tmp_path: Path, codec: str, kind: str, name: str) -> None:
+    deep = scene().astype(np.uint16) * 257
+    options = {"x265-params": "lossless=1:log-level=none"} if codec == "libx265" else {}
+    film = encoded(tmp_path / name, codec, [deep] * 2, kind, **options)
+    with av.open(str(film)) as file:
+        assert next(file.decode(file.streams.video[0])).format.name == kind
+    words = upscale_film(lambda: tiny_pipe, film, tmp_path / "large.mkv", Settings(scale=2))
+    assert words == ["more than 8 bits a sample, which become 8"]
+    small, large = contents(film)[1][0], contents(tmp_path / "large.mkv")[1][0]
+    alone = enlarge(tiny_pipe, Picture(small), Settings(scale=2)).rgb
+    assert np.abs(small.astype(int) - scene()).mean() < 8 and np.abs(large.astype(int) - alone).mean() < 6
+    assert np.abs(large.mean((0, 1)) - alone.mean((0, 1))).max() < 1.5
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -23,10 +23,11 @@ from PIL import Image
 
 from samdiffsr.errors import ImageError
 from samdiffsr.images.animation import is_moving, read_frames
+from samdiffsr.images.avif import avif_bits, deep_pixels
 from samdiffsr.images.foreign import Foreign, foreign_format
 from samdiffsr.images.formats import MAX_PIXELS, load_package
 from samdiffsr.images.metadata import read_metadata, reason
-from samdiffsr.images.picture import Picture
+from samdiffsr.images.picture import Picture, to_16_bit
 from samdiffsr.images.source import File, check_size, failures, unchanged
 
 # A fixed list: Pillow's full one would run Ghostscript on an EPS, let an ICO hide a larger image in a small one, and
@@ -72,7 +73,8 @@ def read_image(
             raw; the name matters for camera raw only.
         content: of the file, if it is in memory already; then `path` is only its name in messages, and is not opened.
         keep_16_bit: a file with more than 8 bits a sample becomes 16 bit: PNG and TIFF of 16 bits exactly, 12 bits scaled,
-            floats from [0, 1]. Without it everything becomes 8 bit, with a note.
+            floats from [0, 1]; AVIF of 10 and 12 bits where PyAV (extra `video`) is installed. Without it everything
+            becomes 8 bit, with a note.
         all_frames: keep those of a moving GIF, WebP or APNG of 8 bits, see `Picture.animation`.
         max_pixels: width times height above which the file is refused before it is decoded.
 
@@ -144,6 +146,8 @@ def _decode(image: Image.Image, bits: int, keep_16_bit: bool, file: File) -> Pic
     else:
         grey = image.mode in ("1", "L", "LA", "La")
         rgb, alpha = _from_8_bit(upright(image), bits, path)
+        if image.format == "AVIF" and bits > 8 and keep_16_bit:
+            rgb, alpha = _from_deep_avif(image, upright, file, rgb, alpha)
     gamma = image.info.get("gamma")
     if icc is None and gamma and "srgb" not in image.info and abs(gamma - _SRGB_GAMMA) > 0.01:
         notes.append(f"its gamma of {gamma:.5g} is ignored, sRGB is assumed")
@@ -179,7 +183,11 @@ def _opened(source: File, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
         head = file.read(26)
         image = _identify(source.path, file, max_pixels)
         with image:
-            yield image, _bits(image, head)
+            if image.format == "AVIF":
+                file.seek(0)
+                yield image, avif_bits(file.read())
+            else:
+                yield image, _bits(image, head)
 
 
 def _foreign(file: File) -> Foreign | None:
@@ -310,6 +318,21 @@ def _from_8_bit(image: Image.Image, bits: int, path: Path) -> tuple[np.ndarray, 
         image.info["transparency"] = tuple(value >> 8 for value in key)
     four = np.array(image.convert("RGBA"))
     return np.ascontiguousarray(four[..., :3]), np.ascontiguousarray(four[..., 3])
+
+
+def _from_deep_avif(
+    image: Image.Image,
+    upright: Callable[[Image.Image], Image.Image],
+    file: File,
+    rgb: np.ndarray,
+    alpha: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint16 colour, and alpha of 8 bits in 16; Pillow's 8 bits as they are where no other decoder has more."""
+    deep = deep_pixels(file.read(), np.asarray(image.convert("RGB")))
+    if deep is None:
+        return rgb, alpha
+    channels = [np.asarray(upright(Image.fromarray(deep[..., channel]))) for channel in range(3)]
+    return np.dstack(channels), None if alpha is None else to_16_bit(alpha)
 
 
 def _from_wide_grey(
