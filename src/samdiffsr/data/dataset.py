@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samdiffsr.data.degrade import MARGIN_LR, draw, random_of
+from samdiffsr.data.degrade import CLEAN_SHARE, MARGIN_LR, draw, random_of
 from samdiffsr.data.degrade import degrade as degrade_crop
 from samdiffsr.data.shards import MEMBERS, Example, Shard, read_index, read_manifest, stem_of
 from samdiffsr.errors import ConfigError, choose
@@ -191,6 +191,7 @@ class PreparedPhotos:
         crops_per_image: so many examples in a row come from one image.
         position: the encoding of the position maps that batches hold; None: they hold none.
         degrade: "real" makes the LR crops anew, as `samdiffsr.data.degrade` says; HR and structure stay what they are.
+        clean_share: the share of examples that "real" leaves exact.
         synthetic: of a folder with the user's own LR images, the share of examples whose LR crop is made from HR all the same.
         targets: names of further targets of the encoder, cut and turned as HR is.
 
@@ -207,6 +208,7 @@ class PreparedPhotos:
         flips: bool,
         crops_per_image: int = 1,
         degrade: Degrade = "none",
+        clean_share: float = CLEAN_SHARE,
         synthetic: float = 0.0,
         targets: Sequence[str] = (),
         position: str | None = None,
@@ -214,6 +216,7 @@ class PreparedPhotos:
         self._position = position
         self._degrades = choose(degrade, {"none": False, "real": True}, "degrade")
         self.images, self._synthetic = PreparedImages(folder, targets), synthetic
+        self._clean_share = clean_share
         self.crop_lr, self.flips = crop_lr, flips
         sampling = {"crop_lr": crop_lr, "candidates": candidates, "crops_per_image": crops_per_image}
         self._draws = CropDraws(self.images.size_lr, f"folder {folder}", **sampling)
@@ -248,8 +251,8 @@ class PreparedPhotos:
         own = self.images.own_lr
         if own and (_blocks(seed, MADE, index, 1)[0, 0] >> 11) * 2.0**-53 >= self._synthetic:
             return None, math.nan
-        if self._degrades and draw(random_of(seed, index)).steps:
-            lr, level = degrade_crop(crop.with_margin(hr, MARGIN_LR), seed, index)
+        if self._degrades and draw(random_of(seed, index), self._clean_share).steps:
+            lr, level = degrade_crop(crop.with_margin(hr, MARGIN_LR), seed, index, self._clean_share)
         elif own:
             inside = slice(MARGIN_LR, -MARGIN_LR)
             lr, level = imresize(crop.with_margin(hr, MARGIN_LR), 1 / SCALE)[inside, inside], 0.0

@@ -1,8 +1,8 @@
 """Degraded LR images for training: what cameras, scanners and web sites do to a picture, as a function of (seed, index).
 
 Two passes of blur, resize, noise and JPEG with the ranges of Real-ESRGAN (arXiv 2107.10833, which all later work copies),
-but only for a third of the examples: a model that sees nothing else smooths clean pictures too. A third is degraded lightly,
-as today's web pictures are, and a third is the exact bicubic reduction. `Degradation.level` says how much was done.
+but only for some of the examples: a model that sees nothing else smooths clean pictures too. As many are degraded lightly, as
+today's web pictures are, and the rest are exact bicubic reductions. `Degradation.level` says how much was done.
 """
 
 import io
@@ -19,6 +19,9 @@ from samdiffsr.resize import SCALE, imresize
 
 MARGIN_LR = 8
 """LR pixels around the crop that `degrade` wants to see."""
+
+CLEAN_SHARE = 1 / 3
+"""Share of the examples that are not degraded, where no other is given."""
 
 STREAM = 3  # of the random streams of a seed; 0 to 2 draw crops, images, and the noise of the diffusion
 BLOCK = 8  # side of a JPEG block
@@ -166,27 +169,28 @@ def random_of(seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed + (STREAM << 64), counter=index << 64))
 
 
-def draw(random: np.random.Generator) -> Degradation:
-    """With equal chances none, a light one, or one of the whole range."""
-    kind = random.integers(3)
-    if kind == 0:
+def draw(random: np.random.Generator, clean: float = CLEAN_SHARE) -> Degradation:
+    """None with the chance `clean`; else, with equal chances, a light one or one of the whole range."""
+    place = random.random()
+    if place < clean:
         return Degradation()
-    return _light(random) if kind == 1 else _whole(random)
+    return _light(random) if place < (1 + clean) / 2 else _whole(random)
 
 
-def degrade(hr: np.ndarray, seed: int, index: int) -> tuple[np.ndarray, float]:
+def degrade(hr: np.ndarray, seed: int, index: int, clean: float = CLEAN_SHARE) -> tuple[np.ndarray, float]:
     """The degraded LR image of a crop, and the level of its degradation: a function of these arguments.
 
     Args:
         hr: uint8 (H + 2 M, W + 2 M, 3): the HR crop with a margin of M = 4 `MARGIN_LR` pixels, H and W multiples of 4.
             Blur reaches into the margin, and the JPEG grid starts at a random place in it.
+        clean: the share of examples that stay exact bicubic reductions, from 0 to 1.
 
     Returns:
         uint8 (H / 4, W / 4, 3), not shifted, and `Degradation.level`. At level 0 it is bit for bit the crop of the whole
         photograph's MATLAB bicubic reduction (where a photograph ends, the margin must mirror it, edge pixel included).
     """
     random = random_of(seed, index)
-    chosen = draw(random)
+    chosen = draw(random, clean)
     height, width = (side // SCALE - 2 * MARGIN_LR for side in hr.shape[:2])
     if not chosen.steps:
         top = left = MARGIN_LR

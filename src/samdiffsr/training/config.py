@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError, safe_open
 
 from samdiffsr.data.dataset import Degrade
+from samdiffsr.data.degrade import CLEAN_SHARE
 from samdiffsr.diffusion.process import ModulatedProcess, Shift, Target
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import ConfigError
@@ -32,7 +33,10 @@ class DataConfig(_Frozen):
     crops_per_image: int = Field(1, ge=1, description="examples in a row that come from one image")
     flips: bool = Field(True, description="use the 8 flips and rotations")
     degrade: Degrade = Field(
-        "none", description="real: blur, noise and JPEG in two thirds of the inputs, see docs/training.md"
+        "none", description="real: blur, noise and JPEG in most of the inputs, see docs/training.md"
+    )
+    clean_share: float = Field(
+        CLEAN_SHARE, ge=0, le=1, description="of the inputs that degrade=real leaves exact bicubic reductions"
     )
     synthetic: float = Field(
         0.0,

@@ -222,6 +222,7 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
         flips=data.flips,
         crops_per_image=data.crops_per_image,
         degrade=data.degrade,
+        clean_share=data.clean_share,
         synthetic=data.synthetic,
         targets=further_targets(stage),
         position=stage.structure.encoding if isinstance(stage, DiffusionConfig) and stage.needs_position else None,
