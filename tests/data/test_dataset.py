@@ -214,6 +214,9 @@ def test_degraded_inputs(photos):
     single = real.crop(3, int(torch.argmax(batch.level)))
     there = batch.lr[torch.argmax(batch.level)].permute(1, 2, 0)
     assert np.array_equal(((there.numpy() + 1) * 127.5).round().astype(np.uint8), single[1])
+    for share in (0.0, 1.0):
+        chosen = PreparedPhotos(photos / "out", **options, degrade="real", clean_share=share).batch(3, 0, 20)
+        assert ((chosen.level == 0) == (share == 1)).all()
     with pytest.raises(SamDiffSRError, match="one of 'none', 'real'"):
         PreparedPhotos(photos / "out", **options, degrade="heavy")
 

@@ -99,6 +99,12 @@ def test_noise_and_jpeg_do_not_move_it_either():
     assert np.allclose(found, [7.5, 8.5], atol=0.1)
 
 
+@pytest.mark.parametrize(("clean", "wanted"), [(0.0, [0, 0.5, 0.5]), (0.6, [0.6, 0.2, 0.2]), (1.0, [1, 0, 0])])
+def test_the_share_of_clean_examples_is_chosen(clean, wanted):
+    drawn = [strength(draw(random_of(6, index), clean)) for index in range(2000)]
+    assert np.bincount(drawn, minlength=3) / 2000 == pytest.approx(wanted, abs=0.03)
+
+
 def test_every_branch_is_reached_in_its_share():
     shares = np.bincount([strength(degradation) for degradation in MANY]) / len(MANY)
     assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
