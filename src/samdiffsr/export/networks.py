@@ -115,7 +115,7 @@ def describe(pipe: SamDiffSRPipeline) -> dict[str, Any]:
         "hr_multiple": denoiser.hr_multiple,
         "hr_minimum": denoiser.hr_minimum,
         "halo": {"encoder": encoder.halo_lr, "denoiser": denoiser.halo_lr + denoiser.condition_halo_lr},
-        "level_channels": encoder.level_head.wide.in_features if takes_level(encoder) else 0,
+        "level_channels": encoder.level_head.MEANS if takes_level(encoder) else 0,
         "level_in_denoiser": takes_level(denoiser),
         "sampler": vars(sampler),
         "sha256": {},
@@ -163,6 +163,6 @@ def _graphs(pipe: SamDiffSRPipeline) -> Iterator[Graph]:
         head = encoder.level_head
         for example in examples:
             batch = len(example["lr"])
-            example |= {"means": torch.rand(batch, head.wide.in_features), "share": torch.rand(batch)}
+            example |= {"means": torch.rand(batch, head.MEANS), "share": torch.rand(batch)}
         names = ("lr", "means", "share")
         yield Graph("level.onnx", _Level(head).eval(), names, ("means_after", "level"), shapes, examples)

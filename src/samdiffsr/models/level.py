@@ -1,12 +1,14 @@
 """How degraded the LR image is, as one number from 0 to 1: given to a network, and estimated from the image."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTH = 32
+LEAST_WEIGHT = 1e-4
 GAIN = 4.0  # noise of a few grey levels is a hundredth of the range of pixels
 
 
@@ -41,15 +43,18 @@ class LevelEmbedding(nn.Module):
 
 
 class LevelHead(nn.Module):
-    """LR image -> the root of its level: convolutions without padding, the mean of what they find over the image, two linear
-    layers. The root, because a clean picture taken for a slightly degraded one costs most (docs/log.md).
+    """LR image -> the root of its level: convolutions without padding, a weighted mean of what they find over the image, two
+    linear layers. The root, because a clean picture taken for a slightly degraded one costs most (docs/log.md).
 
+    Each place says by itself how much it counts: fine texture looks like noise, but noise is also where nothing else is.
     It looks at the pixels, not at the encoder's features, which depend on the level themselves. It costs a 600th of the
     default encoder.
     """
 
     LEAST = 24
     """Smaller images are padded to this side by their border pixels."""
+    MEANS = 4 * WIDTH
+    """Length of `means`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +67,13 @@ class LevelHead(nn.Module):
         with torch.no_grad():
             for layer in layers:
                 nn.init.kaiming_normal_(layer.weight)
-                layer.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
+                cast("Tensor", layer.bias).zero_()
             # A start from differences of pixels: with torch's own, 700 updates learn nothing (measured).
             layers[0].weight.sub_(layers[0].weight.mean(dim=(2, 3), keepdim=True))
         self.look = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+        self.weigh = nn.Conv2d(2 * WIDTH, 2 * WIDTH, 1)
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.zeros_(cast("Tensor", self.weigh.bias))  # at first all places count the same
         self.wide, self.out = nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 1)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -82,13 +90,17 @@ class LevelHead(nn.Module):
         return level_of(self.judge((total / pixels).to(self.out.weight.dtype)))
 
     def judge(self, means: Tensor) -> Tensor:
-        """The root of the level (N,) that means (N, 2 WIDTH) speak of, also below 0 and above 1."""
-        return self.out(F.relu(self.wide(means)))[:, 0]
+        """The root of the level (N,) that means (N, `MEANS`) speak of, also below 0 and above 1."""
+        found, weight = means.chunk(2, dim=1)
+        return self.out(F.relu(self.wide(found / (weight + LEAST_WEIGHT))))[:, 0]
 
     def means(self, lr: Tensor) -> Tensor:
-        """What the convolutions find in lr (N, 3, h, w), in [-1, 1], on average: (N, 2 WIDTH)."""
+        """Of lr (N, 3, h, w) in [-1, 1] the means over the image of what each place finds, times its weight, and of the weights:
+        (N, `MEANS`)."""
         for axis in (2, 3):  # gathered, not padded: an exporter can follow that for every size
             side = lr.shape[axis]
             place = torch.arange(torch.sym_max(side, self.LEAST), device=lr.device)
             lr = lr.index_select(axis, place.clamp(max=side - 1))
-        return self.look(GAIN * lr).mean(dim=(2, 3))
+        found = self.look(GAIN * lr)
+        weight = torch.sigmoid(self.weigh(found))
+        return torch.cat((weight * found, weight), dim=1).mean(dim=(2, 3))
