@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The embedded default model, from photographs to weights:
-#   PHOTOS=hr MASKS=masks HELDOUT=heldout TEACHERS=weights FEATURES=vgg.safetensors runs/default.sh OUTPUT
-# PHOTOS: folder of images; MASKS: <stem>.json of each, as segment-anything's amg.py --convert-to-rle writes them; HELDOUT: photographs that are
-# not in PHOTOS, for scores on the way; TEACHERS: folder with imdn_plus_x4.safetensors and lkdn_x4.pth (runs/teachers.py checks their SHA-256);
-# FEATURES: a VGG16's first three stages for the feature loss.
+#   PHOTOS=hr MASKS=masks FONTS=/usr/share/fonts/truetype HELDOUT=heldout TEACHERS=weights FEATURES=vgg.safetensors runs/default.sh OUTPUT
+# PHOTOS: folder of images; MASKS: <stem>.json of each, as segment-anything's amg.py --convert-to-rle writes them; FONTS: folder of fonts for
+# pictures of text; HELDOUT: photographs that are not in PHOTOS, for scores on the way; TEACHERS: folder with imdn_plus_x4.safetensors and
+# lkdn_x4.pth (runs/teachers.py checks their SHA-256); FEATURES: a VGG16's first three stages for the feature loss.
 # Paths count from the root of the repository. Interrupted, the same command goes on. Needs: pip install -c constraints.txt -e '.[train]'
 set -euo pipefail
 cd "$(dirname "$0")/.."
 output=${1:?the folder to write}
-: "${PHOTOS:?folder of photographs}" "${MASKS:?folder of masks}" "${HELDOUT:?folder of photographs for validation}"
+: "${PHOTOS:?folder of photographs}" "${MASKS:?folder of masks}" "${FONTS:?folder of fonts}" "${HELDOUT:?folder of photographs for validation}"
 : "${TEACHERS:?folder of the weights of teachers}" "${FEATURES:?weights of the feature loss}"
 # Keep freed memory instead of returning it to the system: training is 2x faster with it (docs/log.md).
 export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=200000000
@@ -17,16 +17,25 @@ common=(--resume --set photos="$output/data" --set diffusion.loss.features_file=
     --set validation.photos="$HELDOUT" --set validation.images=28 --set validation.side=256 --set validation.distance=true)
 learn=(--stage encoder "${common[@]}" --set 'encoder.loss.targets={hr: 0.15, lkdn: 0.85}')
 
-# What a teacher makes of each photograph, beside the photographs.
-python runs/teachers.py lkdn "$TEACHERS/lkdn_x4.pth" "$PHOTOS" "$output/lkdn"
-samdiffsr prepare -i "$PHOTOS" --masks "$MASKS" --targets lkdn="$output/lkdn" -o "$output/data" --workers 2
+# The photographs with 64 pictures of text among them, which have no regions, and what a teacher makes of each.
+mkdir -p "$output/pictures"
+ln -sf "$(realpath "$PHOTOS")"/* "$output/pictures"
+python runs/text_pictures.py "$PHOTOS" "$FONTS" "$output/pictures" --count 64
+python runs/teachers.py lkdn "$TEACHERS/lkdn_x4.pth" "$output/pictures" "$output/lkdn"
+samdiffsr prepare -i "$output/pictures" --masks "$MASKS" --missing-masks zero --targets lkdn="$output/lkdn" -o "$output/data" --workers 2
 
-# The encoder: block by block from another teacher; as a whole on clean pictures; then with the level of degradation as an input.
+# The encoder: block by block from another teacher; as a whole on clean pictures; with the level of degradation as an input, on small crops and
+# on larger ones; at last nearly all on clean pictures again.
+small=(--set encoder.data.crop_lr=32 --set encoder.data.batch=8)
 python runs/blocks.py "$output/data" "$TEACHERS/imdn_plus_x4.safetensors" "$output/blocks" --updates 4000
-samdiffsr train light-cpu "${learn[@]}" --set output="$output/clean" --set encoder.start="$output/blocks" \
+samdiffsr train light-cpu "${learn[@]}" "${small[@]}" --set output="$output/clean" --set encoder.start="$output/blocks" \
     --set encoder.network.level=false --set encoder.data.degrade=none --set encoder.optim.schedule=constant --set encoder.optim.updates=6800
-samdiffsr train light-cpu "${learn[@]}" --set output="$output" --set encoder.start="$output/clean/encoder/weights"
-python runs/level_head.py "$output/data" "$output/encoder/weights" --updates 3500
+samdiffsr train light-cpu "${learn[@]}" "${small[@]}" --set output="$output/level" --set encoder.start="$output/clean/encoder/weights" \
+    --set encoder.data.clean_share=0.3333 --set encoder.optim.updates=7500
+samdiffsr train light-cpu "${learn[@]}" --set output="$output/large" --set encoder.start="$output/level/encoder/weights" --set seed=3
+samdiffsr train light-cpu "${learn[@]}" --set output="$output" --set encoder.start="$output/large/encoder/weights" --set seed=4 \
+    --set encoder.data.clean_share=0.85 --set encoder.optim.updates=5000 --set encoder.optim.learning_rate=5.0e-4
+python runs/level_head.py "$output/data" "$output/encoder/weights"
 
 # The denoiser: first without a discriminator, then with one, which sees the checkerboard that the feature loss alone paints (docs/log.md).
 samdiffsr train light-cpu --stage diffusion "${common[@]}" --set output="$output/start" --set diffusion.encoder="$output/encoder/weights" \
