@@ -32,7 +32,9 @@ def main() -> None:
     encoder: Any = LightEncoder.from_pretrained(given.encoder)
     if not encoder.takes_level:
         parser.error(f"{given.encoder} does not take the level: train it with encoder.network.level=true")
-    photos = PreparedPhotos(given.data, crop_lr=CROP_LR, candidates=1, flips=True, degrade="real", clean_share=CLEAN_SHARE)
+    photos = PreparedPhotos(
+        given.data, crop_lr=CROP_LR, candidates=1, flips=True, degrade="real", clean_share=CLEAN_SHARE
+    )
     lr, level = torch.empty(EXAMPLES, 3, CROP_LR, CROP_LR, dtype=torch.uint8), torch.empty(EXAMPLES)
     for first in range(0, EXAMPLES, BATCH):
         batch, here = photos.batch(SEED, first, BATCH), slice(first, first + BATCH)

@@ -3,7 +3,7 @@
     python runs/text_pictures.py PHOTOS FONTS OUTPUT [--count 60]
 
 PHOTOS: a folder of photographs, the grounds of a part of the pictures. FONTS: a folder of .ttf and .otf files, searched with
-its subfolders. Writes OUTPUT/text_000.png and so on, SIDE x SIDE pixels; the words are those of this repository's documentation.
+its subfolders. Writes OUTPUT/text_000.png and so on, SIDE x SIDE pixels; words are those of this repository's documentation.
 The same folders give the same pictures. Regions are not known: prepare them with --missing-masks zero.
 """
 
@@ -48,7 +48,9 @@ def ground(random: np.random.Generator, colour: Colour, photographs: list[Path])
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def write_lines(random: np.random.Generator, image: Image.Image, ink: Colour, fonts: list[Path], words: list[str]) -> None:
+def write_lines(
+    random: np.random.Generator, image: Image.Image, ink: Colour, fonts: list[Path], words: list[str]
+) -> None:
     """Lines of words from top to bottom, a new font and size every few lines, some pieces turned."""
     side, y = image.width, random.uniform(0, 20) * FINE
     while y < side:
@@ -66,7 +68,10 @@ def draw_shapes(random: np.random.Generator, image: Image.Image, ink: Colour) ->
     """A few rules, boxes, circles and zigzags of thin lines, as plans, tables and diagrams have them."""
     drawing, side = ImageDraw.Draw(image), image.width
     for _ in range(random.integers(4, 14)):
-        width, (left, right), (top, bottom) = int(random.integers(1, 7)), *np.sort(random.integers(0, side, (2, 2))).tolist()
+        width, (left, right), (top, bottom) = (
+            int(random.integers(1, 7)),
+            *np.sort(random.integers(0, side, (2, 2))).tolist(),
+        )
         match random.integers(5):
             case 0:
                 drawing.line((left, top, right, bottom), ink, width)
@@ -107,7 +112,9 @@ def main() -> None:
     photographs = sorted(file for file in given.photos.iterdir() if is_picture_name(file.name))
     fonts = sorted(file for ending in ("ttf", "otf") for file in given.fonts.rglob(f"*.{ending}"))
     if not photographs or not fonts:
-        parser.error(f"no {'fonts' if photographs else 'photographs'} in {given.fonts if photographs else given.photos}")
+        parser.error(
+            f"no {'fonts' if photographs else 'photographs'} in {given.fonts if photographs else given.photos}"
+        )
     words = " ".join(file.read_text(encoding="utf-8") for file in sorted(DOCS.glob("*.md"))).split()
     given.output.mkdir(parents=True, exist_ok=True)
     for number in range(given.count):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from samdiffsr import ConditionalUNet, LightDenoiser, LightEncoder, SamDiffSRError
+from samdiffsr import ConditionalUNet, LightDenoiser, LightEncoder, SamDiffSRError, SamDiffSRPipeline
 from samdiffsr.models.blocks import embed_time
 from samdiffsr.resize import imresize_tensor
 
@@ -137,3 +137,27 @@ def test_light_denoiser_reads_time_state_and_features():
     assert out.shape == x.shape
     for changed in (denoiser(x + 1, t, features), denoiser(x, t + 50, features), denoiser(x, t, features + 1)):
         assert not torch.allclose(out, changed, atol=1e-4)
+
+
+def test_noise_does_not_grow_from_block_to_block():
+    """Without `limit` the default encoder makes 10^5 of white noise and of a chessboard of pixels, and no picture."""
+    encoder = SamDiffSRPipeline.from_pretrained("default").encoder
+    row = torch.arange(24)
+    board = ((row[:, None] + row) % 2 * 2.0 - 1).expand(1, 3, -1, -1)
+    noise = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        for lr in (board, noise):
+            features, image = encoder.encode(lr, torch.tensor([0.5]), with_image=True)
+            assert features.abs().max() < 50
+            assert (image - imresize_tensor(lr, 4)).abs().mean() < 0.5
+
+
+def test_limit_is_that_of_a_value():
+    torch.manual_seed(0)
+    plain, limited = LightEncoder(width=8, blocks=2), LightEncoder(width=8, blocks=2, limit=0.25)
+    limited.load_state_dict(plain.state_dict())
+    seen = []
+    limited.trunk[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().max().item()))
+    lr = torch.rand(1, 3, 6, 5) * 2 - 1
+    assert not torch.equal(limited.encode(lr)[0], plain.encode(lr)[0])
+    assert seen == [0.25]

@@ -95,8 +95,8 @@ class LevelHead(nn.Module):
         return self.out(F.relu(self.wide(found / (weight + LEAST_WEIGHT))))[:, 0]
 
     def means(self, lr: Tensor) -> Tensor:
-        """Of lr (N, 3, h, w) in [-1, 1] the means over the image of what each place finds, times its weight, and of the weights:
-        (N, `MEANS`)."""
+        """Of lr (N, 3, h, w) in [-1, 1] the means over the image of what each place finds, times its weight, and of
+        the weights: (N, `MEANS`)."""
         for axis in (2, 3):  # gathered, not padded: an exporter can follow that for every size
             side = lr.shape[axis]
             place = torch.arange(torch.sym_max(side, self.LEAST), device=lr.device)

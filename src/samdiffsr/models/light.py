@@ -75,13 +75,21 @@ class LightEncoder(ModelMixin, ConfigMixin):
         level: take the level of degradation as an input, and estimate it (`estimate_level`).
         convs: convolutions of each block, from 2.
         activation: between them, "relu" or "silu".
+        limit: the largest size of a value after each block, or None. Above what photographs reach, it keeps pictures of
+            strong noise or dots, which no training saw, from growing a thousandfold from block to block (docs/log.md).
     """
 
     __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
 
     @register_to_config
     def __init__(
-        self, width: int = 128, blocks: int = 8, level: bool = False, convs: int = 2, activation: str = "relu"
+        self,
+        width: int = 128,
+        blocks: int = 8,
+        level: bool = False,
+        convs: int = 2,
+        activation: str = "relu",
+        limit: float | None = None,
     ) -> None:
         super().__init__()
         _check(width=width, blocks=blocks)
@@ -89,6 +97,7 @@ class LightEncoder(ModelMixin, ConfigMixin):
         film = {"time_width": WIDTH, "bias": False} if level else {}
         self.trunk = nn.ModuleList(LightBlock(width, convs=convs, activation=activation, **film) for _ in range(blocks))
         self._trunk_halo = convs * blocks
+        self._limit = limit
         self.conv_out = conv(width, width, gain=0.1)
         self.head = conv(width, 3 * SCALE**2, gain=0.1)
         self.level_embedding = LevelEmbedding(WIDTH) if level else None
@@ -126,6 +135,8 @@ class LightEncoder(ModelMixin, ConfigMixin):
         x = first
         for block in self.trunk:
             x = block(x, film)
+            if self._limit is not None:
+                x = x.clamp_(-self._limit, self._limit)
         features = self.conv_out(x).add_(first)
         if not with_image:
             return features, None
