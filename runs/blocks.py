@@ -8,7 +8,6 @@ from OUTPUT.pt. Block i is given the teacher's features after its block i - 1 in
 """
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from samdiffsr import LightEncoder
 from samdiffsr.data.dataset import PreparedPhotos
 from samdiffsr.files import whole_file
 from samdiffsr.resize import SCALE, imresize_tensor
+from samdiffsr.training.config import OptimConfig
+from samdiffsr.training.state import schedule_factor
 
 NETWORK = {"width": 64, "blocks": 8, "convs": 4, "activation": "silu"}
 BATCH, CROP_LR, RATE, WARMUP, SEED = 8, 32, 1.5e-3, 100, 1
@@ -80,10 +81,10 @@ def main() -> None:
         encoder.load_state_dict(found["encoder"])
         optimizer.load_state_dict(found["optimizer"])
         update = found["update"]
+    schedule = OptimConfig(updates=given.updates, learning_rate=RATE, warmup=WARMUP)
     while update < given.updates:
         for group in optimizer.param_groups:
-            warm = min(1.0, (update + 1) / WARMUP)
-            group["lr"] = RATE * warm * 0.5 * (1 + math.cos(math.pi * update / given.updates))
+            group["lr"] = RATE * schedule_factor(update, schedule)
         lr = photos.batch(SEED, update * BATCH, BATCH).lr.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             terms = torch.stack(losses(encoder, teacher, lr))

@@ -6,7 +6,6 @@ DATA: a prepared folder. ENCODER: the folder of a trained encoder that takes the
 """
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from samdiffsr import LightEncoder
 from samdiffsr.data.dataset import PreparedPhotos
 from samdiffsr.models.level import LevelHead
+from samdiffsr.training.config import OptimConfig
+from samdiffsr.training.state import schedule_factor
 
 BATCH, CROP_LR, RATE, WARMUP, SEED = 16, 64, 2e-3, 100, 21
 EXAMPLES = 12_800  # degraded once and kept: making one takes longer than learning from it
@@ -43,11 +44,11 @@ def main() -> None:
     torch.manual_seed(0)
     head = LevelHead()
     optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = OptimConfig(updates=given.updates, learning_rate=RATE, warmup=WARMUP)
     losses = []
     for update in range(given.updates):
         for group in optimizer.param_groups:
-            warm = min(1.0, (update + 1) / WARMUP)
-            group["lr"] = RATE * warm * 0.5 * (1 + math.cos(math.pi * update / given.updates))
+            group["lr"] = RATE * schedule_factor(update, schedule)
         chosen = torch.randint(EXAMPLES, (BATCH,), generator=drawn)
         seen = lr[chosen] / 127.5 - 1
         seen = seen.flip(3) if update % 2 else seen
