@@ -1,6 +1,7 @@
 """HEIC, JPEG XL, camera raw and AVIF: what is kept, and the sentences."""
 
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -150,6 +151,8 @@ def deep_avif(file: Path, *, kind: str = "yuv420p10le") -> np.ndarray:
         frame.pts = 0
         for packet in (*stream.encode(frame), *stream.encode(None)):
             out.mux(packet)
+    if hasattr(os, "sched_setscheduler"):  # run by root, this encoder gives its caller real-time priority, and keeps it
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return pixels
 
 
