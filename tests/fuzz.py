@@ -47,7 +47,7 @@ class Case:
 def seeds() -> dict[str, bytes]:
     """Small whole files: every format, mode and depth, with and without metadata."""
     from samdiffsr.images import Metadata, Picture, write_image
-    from support import HEIC, dng
+    from support import AVIF, HEIC, dng
 
     rng = np.random.default_rng(0)
     found: dict[str, bytes] = {}
@@ -103,15 +103,17 @@ def seeds() -> dict[str, bytes]:
                 write_image(Picture(np.asarray(rgb), alpha, metadata=Metadata(exif=exif.tobytes())), file)
                 found[f"{'rgb' if alpha is None else 'rgba'}-{size}.jxl"] = file.read_bytes()
     found |= {f"36x24-{file.name}": file.read_bytes() for file in HEIC.glob("*.heic")}
+    if "AVIF" in Image.SAVE:
+        found |= {f"72x64-{file.name}": file.read_bytes() for file in AVIF.glob("*.avif")}
     found["64x48.dng"] = dng(orientation=6)
     return found
 
 
-def cases(count: int, seed: int = 0) -> list[Case]:
-    """`count` damaged files, the same ones for the same seed."""
+def cases(count: int, seed: int = 0, *, of: str = "") -> list[Case]:
+    """`count` damaged files, the same ones for the same seed; of those whose names contain `of`."""
     rng = np.random.default_rng(seed)
     whole = seeds()
-    names = sorted(whole)
+    names = sorted(name for name in whole if of in name)
     made = []
     for number in range(count):
         name = names[int(rng.integers(len(names)))]
@@ -229,7 +231,7 @@ class Child:
             self._process = None
 
 
-def run(count: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
+def run(files: list[Case]) -> tuple[Counter[str], list[str]]:
     """How many files came to which end, and what went wrong."""
     ends: Counter[str] = Counter()
     faults: list[str] = []
@@ -247,7 +249,7 @@ def run(count: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
                 faults.append(f"{case_name}: the process ended: {words}")
             return answer
 
-        for case in cases(count, seed):
+        for case in files:
             answer = tried(case.name, case.content)
             target.unlink(missing_ok=True)
             if answer is None:
@@ -273,7 +275,7 @@ def main() -> None:
         work()
         return
     count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    ends, faults = run(count, seed)
+    ends, faults = run(cases(count, seed))
     for fault in faults:
         print(fault)
     print(f"{count} damaged files: {dict(ends)}, {len(faults)} faults")

@@ -25,6 +25,7 @@ from samdiffsr.upscale.settings import FileSettings, Settings
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 GOLDEN = Path(__file__).with_name("fixtures") / "golden"
+AVIF = Path(__file__).with_name("fixtures") / "avif"
 HEIC = Path(__file__).with_name("fixtures") / "heif"
 
 

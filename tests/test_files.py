@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from samdiffsr.errors import ConfigError, SamDiffSRError
-from samdiffsr.files import IDLE_SECONDS, is_temporary, sweep, temporary_name, whole_file, whole_folder, write_json
+from samdiffsr.files import (
+    IDLE_SECONDS,
+    check_place,
+    is_temporary,
+    sweep,
+    temporary_name,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -73,6 +82,32 @@ def test_one_sentence_for_what_cannot_be_written(tmp_path: Path) -> None:
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert names(tmp_path) == ["file"]
+
+
+def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_place(tmp_path / "new" / "folder", is_folder=True)
+    check_place(tmp_path / "new" / "a.png", is_folder=False)
+    check_place(tmp_path / "file", is_folder=False)
+    for path, is_folder in (
+        (tmp_path / "file", True),
+        (tmp_path / "file" / "b" / "c", True),
+        (tmp_path / "file/c", False),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_place(path, is_folder=is_folder, error=ConfigError)
+        assert (
+            str(caught.value) == f"Cannot write to '{path}': '{tmp_path}/file' is not a folder; choose another output."
+        )
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
+def test_a_place_of_the_system_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^Cannot write to '/proc/self/a/b': no file can be made in '/proc/self' \(.*\);"
+    ):
+        check_place(Path("/proc/self/a/b"), is_folder=True, error=ConfigError)
 
 
 def test_a_folder_replaces_the_former_one_or_adds_to_it(tmp_path: Path) -> None:

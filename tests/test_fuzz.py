@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz import run, seeds
+from fuzz import cases, run, seeds
 from samdiffsr.errors import ImageError, SamDiffSRError
 from samdiffsr.images import ALPHA, SIXTEEN_BIT, WRITABLE, Picture, read_image, write_image
 from samdiffsr.upscale.size import OutputSize
@@ -17,8 +17,8 @@ MAGIC = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"BM", b"GIF89a",
 ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
-def test_300_damaged_files() -> None:
-    ends, faults = run(300)
+def test_300_damaged_files_and_some_of_10_bits() -> None:
+    ends, faults = run([*cases(300), *cases(36, of="10bit")])
     assert not faults
     assert ends["refused"] > 100 and ends["upscaled"] > 30  # damage to pixels alone cannot be seen in most formats
 
@@ -29,6 +29,19 @@ def test_whole_files_are_fine(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         height, width = read_image(tmp_path / name).rgb.shape[:2]
         assert f"{width}x{height}" in name or f"{height}x{width}" in name  # some are stored sideways
+
+
+def test_the_files_of_10_bits_are_read_as_such() -> None:
+    """Otherwise only their 8-bit half would be tried."""
+    pytest.importorskip("av")
+    found = {
+        name: read_image(name, content=content, keep_16_bit=True)
+        for name, content in seeds().items()
+        if "10bit" in name
+    }
+    assert {name.rpartition(".")[2] for name in found} == {"avif", "heic"}
+    for picture in found.values():
+        assert picture.depth == 16 and (picture.rgb % 257).any() and picture.notes == ()
 
 
 @given(st.binary(min_size=1, max_size=300), st.sampled_from(MAGIC))

@@ -115,6 +115,34 @@ def whole_folder(folder: Path, *, add: bool = False, error: type[SamDiffSRError]
     shutil.rmtree(former, ignore_errors=True)
 
 
+def check_place(path: Path, *, is_folder: bool, error: type[SamDiffSRError] = SamDiffSRError) -> None:
+    """Refuse a place where nothing can be written, before the work whose result goes there.
+
+    The nearest folder above it that exists gets a temporary file for a moment: permissions alone do not say what a read-only
+    disk or a folder of the system refuses.
+
+    Args:
+        path: of a file, or of a folder of files; it and the folders above it need not exist.
+        error: the class of the error.
+
+    Raises:
+        SamDiffSRError: a file is where a folder must be, no permission, read-only, full disk.
+    """
+    there = path if is_folder else path.parent
+    while not os.path.lexists(there):  # also False behind a file, and where nobody may look
+        there = there.parent
+    if not there.is_dir():
+        raise error(f"Cannot write to '{path}': '{there}' is not a folder; choose another output.")
+    trial = there / temporary_name()
+    try:
+        trial.touch(exist_ok=False)
+        trial.unlink()
+    except OSError as cause:
+        advice = "free some space" if cause.errno in _FULL else "choose another output"
+        reason = f"no file can be made in '{there}' ({cause.strerror})"
+        raise error(f"Cannot write to '{path}': {reason}; {advice}.") from cause
+
+
 def sweep(folder: str | os.PathLike[str], *, idle_seconds: float = IDLE_SECONDS) -> None:
     """Remove what killed processes left in a folder: temporary files and folders that nobody has touched for a while."""
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:

@@ -246,7 +246,20 @@ def test_options_without_effect_are_told(command, source: Path, tiny_pipe_dir: P
     ("code", "options", "words"),
     [
         (1, ("-i", "{tmp}/no.png", "-o", "{tmp}/o"), "no.png' does not exist"),
-        (1, ("-i", "{source}", "-o", "{source}/o"), "Cannot make the output folder"),
+        (
+            2,
+            ("-i", "{source}", "-o", "{source}/o"),
+            "a.png/o': '{tmp}/in/a.png' is not a folder; choose another output.",
+        ),
+        (2, ("-i", "{source}", "-o", "{source}/o.png"), "a.png/o.png': '{tmp}/in/a.png' is not a folder; choose"),
+        (
+            2,
+            ("-i", "{source}", "-o", os.devnull),
+            f"Cannot write to '{os.devnull}': it is not a folder, and pictures can",
+        ),
+        (2, ("-i", "{source}", "-o", ""), "The output has an empty name; give a folder, or a file for one input."),
+        (2, ("-i", "", "-o", "{tmp}/o"), "An input has an empty name; give an image, a folder or a pattern."),
+        (2, ("-i", "a.mp4", "-o", ""), "The output has an empty name; give a folder or a file."),
         (1, ("-i", "{source}", "-o", "{tmp}/o", "--max-pixels", "29"), "limit of 29"),
         (1, ("-i", "{source}", "-o", "{tmp}/o", "--max-pixels", "30", "-s", "4.1"), "goes through 96x80"),
         (

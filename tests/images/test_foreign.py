@@ -240,7 +240,7 @@ def test_too_many_pixels_and_a_file_cut_short(files: dict[str, Path], kind: str,
     cut = tmp_path / f"cut.{kind}"
     for part in (0.5, 0.9):
         cut.write_bytes(files[kind].read_bytes()[: int(part * files[kind].stat().st_size)])
-        with pytest.raises(ImageError, match=r"cut\.\w+' is damaged or cut short \(.*\); copy or export it again\.$"):
+        with pytest.raises(ImageError, match=r"cut\.\w+' is incomplete, for it ends before .*, or copy it again\.$"):
             read_image(cut)
 
 

@@ -275,9 +275,7 @@ def test_empty(tmp_path: Path) -> None:
     refused(tmp_path / "a.png", r"is empty \(0 bytes\); copy")
 
 
-@pytest.mark.parametrize(
-    "content", [b"Dear diary,\n" * 50, b"x", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n"]
-)
+@pytest.mark.parametrize("content", [b"Dear diary,\n" * 50, b"x", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PN"])
 def test_text_renamed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     refused(tmp_path / "a.png", "not an image")
@@ -289,14 +287,16 @@ def test_truncated(tmp_path: Path, extension: str) -> None:
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    refused(path, "damaged or cut short|header is damaged")
+    refused(
+        path, "is incomplete, for it ends before the picture in it does; wait until it is written, or copy it again"
+    )
 
 
 def test_corrupt_png(tmp_path: Path) -> None:
     content = bytearray(png(7, 5, 8, 2, scanlines(RGB)))
     content[60] ^= 255
     (tmp_path / "a.png").write_bytes(content)
-    refused(tmp_path / "a.png", "damaged or cut short")
+    refused(tmp_path / "a.png", r"is damaged \(.*\); copy or export it again")
 
 
 def test_damaged_jpeg2000_is_not_even_tried(tmp_path: Path) -> None:

@@ -79,5 +79,5 @@ def test_a_gif_whose_second_frame_outgrows_the_first(tmp_path: Path, side: int) 
         second = content.index(b"\x2c", second + 1)
     content[second + 5 : second + 9] = side.to_bytes(2, "little") * 2
     (tmp_path / "b.gif").write_bytes(content)
-    with pytest.raises(ImageError, match=r"b\.gif' is damaged or cut short \(a frame outgrows the picture\)"):
+    with pytest.raises(ImageError, match=r"b\.gif' is damaged \(a frame outgrows the picture\)"):
         read_image(tmp_path / "b.gif", all_frames=True)

@@ -154,7 +154,7 @@ def test_bad_files_do_not_end_the_batch(tiny_pipe: Any, tmp_path: Path) -> None:
     expected = {
         "b_empty.png": "0 bytes",
         "c_text.png": "not an image",
-        "d_cut.png": "cut short",
+        "d_cut.png": "is incomplete",
         "e_lost.png": "does not exist",
         "f_large.png": "--max-pixels",
         "g_missing.png": "does not exist",
@@ -213,7 +213,10 @@ def test_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     jobs = plan([noise_image(tmp_path / "a.png")], tmp_path / "file" / "o")
     report = upscale_files(not_needed, jobs)
-    assert re.search(r"Cannot make the output folder '.*file/o'.*choose another\.", report.failed[0][1])
+    assert re.search(
+        r"Cannot make the output folder '.*file/o': a file is in its place; choose another output\.",
+        report.failed[0][1],
+    )
 
 
 def test_nothing_is_made_or_loaded_when_nothing_can_be_done(tmp_path: Path) -> None:

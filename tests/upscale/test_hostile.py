@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
-from samdiffsr.errors import TooLargeError
+from samdiffsr.errors import ImageError, TooLargeError
 from samdiffsr.images import image_size, read_image
 from samdiffsr.upscale.batch import upscale_files
 from samdiffsr.upscale.plan import plan
@@ -89,6 +89,35 @@ def test_a_picture_that_changes_meanwhile_does_not_end_the_batch(
     assert [source for source, _ in report.failed] == [str(moving)]
     assert "changed while it was read; try again when nobody writes to it." in report.failed[0][1]
     assert os.listdir(tmp_path / "o") == ["b_x4.png"]
+
+
+def test_a_picture_that_is_still_being_written_says_so(tiny_pipe: Any, tmp_path: Path) -> None:
+    """Half of it is incomplete, not damaged; the rest makes it a picture."""
+    file = noise_image(tmp_path / "a.png", size=(64, 48))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:5000])
+    report = upscale_files(lambda: tiny_pipe, plan([file], tmp_path / "o"))
+    words = "is incomplete, for it ends before the picture in it does; wait until it is written, or copy it again."
+    assert report.failed == [(str(file), f"'{file}' {words}")]
+    file.write_bytes(whole)
+    assert upscale_files(lambda: tiny_pipe, plan([file], tmp_path / "o")).failed == []
+
+
+def test_an_incomplete_picture_that_grows_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = noise_image(tmp_path / "a.png", size=(64, 48))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:5000])
+    load = ImageFile.ImageFile.load
+
+    def grown_meanwhile(image: ImageFile.ImageFile) -> Any:
+        try:
+            return load(image)
+        finally:
+            file.write_bytes(whole[:6000])
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", grown_meanwhile)
+    with pytest.raises(ImageError, match=r"a\.png' changed while it was read; try again when nobody writes to it\.$"):
+        read_image(file)
 
 
 SCRIPTS = (

@@ -180,11 +180,13 @@ def test_mp4_with_sound(tiny_pipe: Any, tmp_path: Path) -> None:
     assert after[0] == pytest.approx(before[0], abs=1e-3)
 
 
-def encoded(path: Path, codec: str, frames: list[np.ndarray], kind: str, **options: str) -> Path:
+def encoded(
+    path: Path, codec: str, frames: list[np.ndarray], kind: str, *, container: Any = None, **options: str
+) -> Path:
     """A film of one stream in a pixel format; skips where this PyAV has no such encoder."""
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {codec}")
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", options=container or {}) as out:
         stream = out.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], kind
         for pixels in frames:
@@ -296,6 +298,48 @@ def test_odd_sizes_and_damaged_films(panning: Path, tmp_path: Path) -> None:
         upscale_film(lambda: pytest.fail("too late"), tmp_path / "bad.mkv", tmp_path / "a.mkv")
     with pytest.raises(ImageError, match=r"none\.mkv' does not exist"):
         upscale_film(lambda: pytest.fail("too late"), tmp_path / "none.mkv", tmp_path / "a.mkv")
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.mkv", {}), ("a.mp4", {"movflags": "faststart"}), ("a.webm", {})])
+def test_a_film_whose_end_is_missing_is_refused_before_the_work(
+    tiny_pipe: Any, tmp_path: Path, name: str, options: dict[str, str]
+) -> None:
+    codec, film, target = "libvpx" if "webm" in name else "libx264", tmp_path / name, tmp_path / "large.mkv"
+    encoded(film, codec, [scene()] * 5, "yuv420p", container=options)
+    whole = film.read_bytes()
+    for part in (0.6, 0.95):
+        film.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(ImageError, match=r"is incomplete, for it ends before the film in it does; wait until it"):
+            upscale_film(lambda: pytest.fail("too late"), film, target)
+    film.write_bytes(whole)
+    assert upscale_film(lambda: tiny_pipe, film, target, Settings(scale=1)) == []
+
+
+def test_a_film_that_changes_meanwhile(tiny_pipe: Any, panning: Path, tmp_path: Path) -> None:
+    """It is noticed after the segment at hand, and the parts, which belong to no film any more, are removed."""
+    made: list[float] = []
+
+    def grow(part: float, megapixels: float) -> None:
+        made.append(part)
+        with open(panning, "ab") as file:
+            file.write(bytes(100))
+
+    with pytest.raises(ImageError, match=r"film\.mkv' changed while it was read; try again when nobody writes to it\."):
+        upscale_film(lambda: tiny_pipe, panning, tmp_path / "large.mkv", segment=2, on_progress=grow)
+    assert len(made) == 2 and not (tmp_path / "large.mkv.parts").exists() and not (tmp_path / "large.mkv").exists()
+
+
+def test_places_that_cannot_be_written_are_named_as_they_were_given(panning: Path, tmp_path: Path) -> None:
+    target = panning / "x.mp4"
+    with pytest.raises(ImageError) as caught:
+        upscale_film(lambda: pytest.fail("too late"), tmp_path / "none.mp4", target)
+    assert str(caught.value) == f"Cannot write to '{target}': '{panning}' is not a folder; choose another output."
+    (tmp_path / "large.mkv.parts").touch()
+    words = (
+        r"Cannot write '.*large\.mkv': its unfinished parts need the folder '.*large\.mkv\.parts' \(.*\); remove that,"
+    )
+    with pytest.raises(ConfigError, match=words):
+        upscale_film(lambda: pytest.fail("too late"), panning, tmp_path / "large.mkv")
 
 
 def test_the_command(tiny_pipe_dir: Path, panning: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

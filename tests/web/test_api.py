@@ -174,14 +174,18 @@ def test_an_empty_field_is_left_out(client, tmp_path) -> None:
 
 
 def test_not_a_picture(client) -> None:
-    for content in (b"Dear Sir or Madam", b"", b"\x89PNG\r\n\x1a\n"):
+    for content in (b"Dear Sir or Madam", b"", b"\x89PN"):
         answer = client.post("/v1/upscale", files={"file": ("letter.txt", content)})
         check_problem(answer, 415, "letter.txt")
 
 
 def test_a_damaged_picture(client, tmp_path) -> None:
     content = noise_image(tmp_path / "a.png", size=(60, 50)).read_bytes()
-    check_problem(client.post("/v1/upscale", files={"file": ("a.png", content[:-200])}), 422, "a.png", "damaged")
+    for length in (8, 200, len(content) - 200):
+        answer = client.post("/v1/upscale", files={"file": ("a.png", content[:length])})
+        check_problem(answer, 422, "'a.png' is incomplete, for it ends before the picture in it does; copy it again.")
+    changed = content[:100] + bytes([content[100] ^ 255]) + content[101:]
+    check_problem(client.post("/v1/upscale", files={"file": ("a.png", changed)}), 422, "'a.png' is damaged (")
 
 
 def test_transparency_that_the_format_loses(client, tmp_path) -> None:

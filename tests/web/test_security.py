@@ -123,7 +123,7 @@ def test_a_port_that_is_taken() -> None:
 def test_200_damaged_files(make_client, picture) -> None:
     client = make_client(max_pixels=MAX_PIXELS)
     refused = 0
-    for case in cases(200, seed=1):
+    for case in (*cases(200, seed=1), *cases(36, seed=1, of="10bit")):
         answer = client.post("/v1/upscale", files={"file": (case.name, case.content)})
         if answer.status_code != 200:
             refused += 1

@@ -3,13 +3,15 @@
 import os
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from samdiffsr.cli.options import Cluster, Device, Model, with_settings
 from samdiffsr.cli.start import load_quickly
-from samdiffsr.errors import ConfigError
+from samdiffsr.errors import ConfigError, ImageError
+from samdiffsr.files import check_place
 from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ def upscale(
     how = partial(plan, recursive=recursive, format=files.format, skip_existing=files.skip_existing)
     jobs, report = how(inputs, output, ending, listed=listed), Report()
     _warn_of_ignored(jobs, output, files.quality, suffix)
+    if cluster is None and not all(files.skip_existing and os.path.isfile(job.target) for job in jobs):
+        check_place(Path(output), is_folder=jobs[0].target != output, error=ImageError)
     try:
         with _Bar() as bar:
             _work(cluster, jobs, settings, files, model, device, on_progress=bar.update, report=report)
@@ -120,13 +124,13 @@ def _film(
     source: str, output: str, suffix: str, settings: Settings, files: FileSettings, model: str, device: str
 ) -> None:
     """One film, with a bar that shows the time left."""
-    from pathlib import Path
-
     from samdiffsr.upscale.batch import Progress
     from samdiffsr.upscale.video import WRITABLE, upscale_film
 
+    if not output:
+        raise ConfigError("The output has an empty name; give a folder or a file.")
     target = Path(output)
-    if target.is_dir() or not target.suffix:
+    if target.is_dir() or not target.suffix or output.endswith(("/", os.sep)):
         kept = Path(source).suffix if Path(source).suffix.lower() in WRITABLE else ".mkv"
         target = target / f"{Path(source).stem}{suffix}{kept}"
     with _Bar() as bar:

@@ -109,7 +109,7 @@ def image_size(
     file = File(Path(path), content)
     foreign = _foreign(file)
     if foreign is not None:
-        with failures(file.path):
+        with failures(file):
             return _foreign_size(foreign, file.read(), file.path, max_pixels)
     with _warnings_of_this_thread(), _opened(file, max_pixels) as (image, _):
         return image.size
@@ -179,7 +179,7 @@ def _warnings_of_this_thread() -> Iterator[list[str]]:
 @contextlib.contextmanager
 def _opened(source: File, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
     """The image, its pixels not yet decoded, and its bits per sample. Every failure in the body becomes an ImageError."""
-    with failures(source.path), source.open() as file:
+    with failures(source), source.open() as file:
         head = file.read(26)
         image = _identify(source.path, file, max_pixels)
         with image:
@@ -192,7 +192,7 @@ def _opened(source: File, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
 
 def _foreign(file: File) -> Foreign | None:
     """The format, if it is none of Pillow's."""
-    with failures(file.path), file.open() as opened:
+    with failures(file), file.open() as opened:
         return foreign_format(opened.read(64), file.path.suffix)
 
 
@@ -205,7 +205,7 @@ def _foreign_size(foreign: Foreign, content: bytes, path: Path, max_pixels: int)
 
 
 def _read_foreign(foreign: Foreign, file: File, keep_16_bit: bool, max_pixels: int) -> Picture:
-    with failures(file.path):
+    with failures(file):
         content = file.read()
         _foreign_size(foreign, content, file.path, max_pixels)
         decoded = foreign.decode(content)

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from PIL import UnidentifiedImageError
 
 from samdiffsr.errors import ImageError, TooLargeError, UnknownFormatError
+from samdiffsr.images.incomplete import ends_early
 from samdiffsr.images.metadata import BROKEN, reason
 
 
@@ -24,7 +25,7 @@ class File:
     def open(self) -> BinaryIO:
         """Its bytes, from a file that exists, is no folder or device, and is not empty."""
         if self.content is None:
-            return _regular_file(self.path)
+            return regular_file(self.path)
         if not self.content:
             raise _empty(self.path)
         return io.BytesIO(self.content)
@@ -44,36 +45,38 @@ class File:
 
 
 @contextlib.contextmanager
-def failures(path: Path) -> Iterator[None]:
+def failures(file: File) -> Iterator[None]:
     """Whatever fails while a file is read becomes an ImageError."""
+    path = file.path
     try:
         yield
     except UnidentifiedImageError as error:
+        if _ends_early(file):
+            raise incomplete(file) from error
         known = "PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, TGA, AVIF, HEIC, JPEG XL or camera raw"
         raise UnknownFormatError(
             f"'{path}' is not an image, of an unknown kind, or its header is damaged; give one of {known}."
         ) from error
     except OSError as error:
         if error.errno is None:
-            raise _damaged(path, error) from error
+            raise _damaged(file, error) from error
         raise ImageError(f"Cannot read '{path}': {reason(error)}; check the file and its permissions.") from error
     except BROKEN as error:
-        raise _damaged(path, error) from error
+        raise _damaged(file, error) from error
 
 
 @contextlib.contextmanager
 def unchanged(file: File) -> Iterator[None]:
     """Refuse a picture whose file somebody wrote meanwhile: half of it may be the old one."""
     before = file.stamp()
-    words = f"'{file.path}' changed while it was read; try again when nobody writes to it."
     try:
         yield
     except ImageError as error:
         if file.stamp() != before:
-            raise ImageError(words) from error
+            raise changed(file.path) from error
         raise
     if file.stamp() != before:
-        raise ImageError(words)
+        raise changed(file.path)
 
 
 def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -87,16 +90,16 @@ def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _regular_file(path: Path) -> BinaryIO:
+def regular_file(path: Path, what: str = "an image") -> BinaryIO:
     """Open a file that exists, is no folder or device, and is not empty."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"'{path}' does not exist; check the name.") from error
     if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"'{path}' is a folder, not an image; give a file in it.")
+        raise ImageError(f"'{path}' is a folder, not {what}; give a file in it.")
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"'{path}' is not a regular file; give an image file.")
+        raise ImageError(f"'{path}' is not a regular file; give {what} file.")
     if status.st_size == 0:
         raise _empty(path)
     return open(path, "rb")
@@ -106,5 +109,26 @@ def _empty(path: Path) -> ImageError:
     return UnknownFormatError(f"'{path}' is empty (0 bytes); copy or export it again.")
 
 
-def _damaged(path: Path, error: BaseException) -> ImageError:
-    return ImageError(f"'{path}' is damaged or cut short ({reason(error)}); copy or export it again.")
+def changed(path: Path) -> ImageError:
+    """The error for a file that somebody wrote to meanwhile."""
+    return ImageError(f"'{path}' changed while it was read; try again when nobody writes to it.")
+
+
+def incomplete(file: File, what: str = "picture") -> ImageError:
+    """The error for a file that ends early, as while somebody still writes it."""
+    wait = "" if file.content is not None else "wait until it is written, or "
+    return ImageError(f"'{file.path}' is incomplete, for it ends before the {what} in it does; {wait}copy it again.")
+
+
+def _damaged(file: File, error: BaseException) -> ImageError:
+    words, early = reason(error), _ends_early(file)
+    if early or (early is None and "truncated" in words.lower()):
+        return incomplete(file)
+    return ImageError(f"'{file.path}' is damaged ({words}); copy or export it again.")
+
+
+def _ends_early(file: File) -> bool | None:
+    """See `ends_early`; None as well for a file that cannot be opened again."""
+    with contextlib.suppress(OSError, ImageError), file.open() as opened:
+        return ends_early(opened)
+    return None

@@ -234,7 +234,9 @@ def _prepare_folder(folder: str) -> None:
     try:
         os.makedirs(folder or ".", exist_ok=True)
     except OSError as error:
-        raise ImageError(f"Cannot make the output folder '{folder}': {error.strerror}; choose another.") from error
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in its place" if in_the_way else error.strerror
+        raise ImageError(f"Cannot make the output folder '{folder}': {reason}; choose another output.") from error
 
 
 Beside = list[tuple[str, Picture]]  # pictures about a result, each with the suffix of its file's name

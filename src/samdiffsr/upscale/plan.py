@@ -69,6 +69,8 @@ def plan(
         ConfigError: a suffix with a path separator, an unknown format, or a format that contradicts the output file.
     """
     output = os.fspath(output)
+    if not output:
+        raise ConfigError("The output has an empty name; give a folder, or a file for one input.")
     if {"/", os.sep, "\0"} & set(suffix):
         raise ConfigError(f"The suffix is {suffix!r}, but it is part of a file name and cannot contain a separator.")
     choose(format, dict.fromkeys(FORMATS), "format")
@@ -86,6 +88,11 @@ def plan(
             raise ConfigError(f"The output '{output}' contradicts --format {format}; leave one of them out.")
         jobs = [Job(sources[0].path, output, True)]
     else:
+        if os.path.lexists(output) and not os.path.isdir(output):
+            raise ImageError(
+                f"Cannot write to '{output}': it is not a folder, and pictures can be written to a file only if its name "
+                f"ends in one of {', '.join(WRITABLE)}; choose another output."
+            )
         jobs = [
             Job(source.path, uris.join(output, source.folder, result_name(source.path, suffix, wanted)), bool(wanted))
             for source in sources
@@ -138,6 +145,8 @@ def _sources(inputs: Sequence[tuple[str | os.PathLike[str], bool]], output: str,
     """
     if not inputs:
         raise ImageError("There is no input; give an image, a folder or a pattern.")
+    if not all(os.fspath(given) for given, _ in inputs):
+        raise ImageError("An input has an empty name; give an image, a folder or a pattern.")
     place = _places()
     found: dict[str, _Source] = {}
     for given, pattern in inputs:

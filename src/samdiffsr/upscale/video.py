@@ -23,9 +23,11 @@ import numpy as np
 
 from samdiffsr import __version__
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.files import sweep, whole_file, write_json
+from samdiffsr.files import check_place, sweep, whole_file, write_json
 from samdiffsr.images import Picture
 from samdiffsr.images.formats import load_package
+from samdiffsr.images.incomplete import ends_early
+from samdiffsr.images.source import File, changed, failures, incomplete, regular_file
 from samdiffsr.images.source import check_size as check_pixels
 from samdiffsr.upscale.enlarge import check_size, enlarge, is_telling
 from samdiffsr.upscale.settings import FileSettings, Settings
@@ -71,6 +73,15 @@ def check_film(source: Path, target: Path, files: FileSettings) -> None:
         raise ImageError(f"Upscaling '{source}' would overwrite itself; choose another output.")
     if target.exists() and not files.overwrite:
         raise ImageError(f"'{target}' exists already; give --overwrite to replace it.")
+    check_place(target, is_folder=False, error=ImageError)
+
+
+def _check_whole(source: Path) -> None:
+    """Refuse a film whose end is missing, as while it is downloaded: after hours of work it would be too late."""
+    film = File(source, None)
+    with failures(film), regular_file(source, "a film") as file:
+        if ends_early(file):
+            raise incomplete(film, "film")
 
 
 def upscale_film(
@@ -98,12 +109,13 @@ def upscale_film(
         Sentences on what is lost, without full stop.
 
     Raises:
-        ImageError: a file that cannot be read or written, streams that the container cannot hold, a size that cannot be
-            encoded.
+        ImageError: a file that cannot be read or written, is incomplete or changes meanwhile, streams that the container
+            cannot hold, a size that cannot be encoded.
         ConfigError: settings that a film does not have, or `TARGET.parts` belongs to another film, model or settings.
     """
     check_film(source, target, files)
     av = load_package("av", "video", source)
+    _check_whole(source)
     with _film(av, source) as film:
         first = next(_frames(film), None)
         if first is None:
@@ -118,7 +130,8 @@ def upscale_film(
             f"'{source}' would become {size[1]}x{size[0]}, but a film has even sides; choose another size."
         )
     parts = target.with_name(target.name + ".parts")
-    done = _claim(parts, {"film": _stamp(source), "model": model, "version": __version__, "segment": segment}, settings)
+    stamp = _stamp(source)
+    done = _claim(target, parts, {"film": stamp, "model": model, "version": __version__, "segment": segment}, settings)
     pipe = load()
     settings = replace(settings, clean=_level(av, pipe, source, parts, settings))
     with _film(av, source) as film:
@@ -134,6 +147,7 @@ def upscale_film(
                     made += 1
                     on_progress(min(1.0, made / total) if total else 0.0, made * size[0] * size[1] / 1e6)
             done += 1
+            _refuse_changed(source, stamp, parts)
     on_progress(1.0, made * size[0] * size[1] / 1e6)  # the number of frames was an estimate
     with _film(av, source) as film:
         _join(av, film, [parts / f"{number:06d}.nut" for number in range(done)], target)
@@ -144,8 +158,6 @@ def upscale_film(
 @contextmanager
 def _film(av: Any, source: Path) -> Iterator[Any]:
     """The opened film, which has pictures; what FFmpeg says becomes an ImageError."""
-    if not source.is_file():
-        raise ImageError(f"'{source}' does not exist, or is no file; check the name.")
     with _explained(av, source), closing(av.open(str(source))) as film:
         if not film.streams.video:
             raise ImageError(f"'{source}' has no pictures; give a film.")
@@ -161,7 +173,7 @@ def _explained(av: Any, path: Path) -> Iterator[None]:
 
 
 def _frames(film: Any) -> Iterator[Any]:
-    """The frames that can be decoded, in order of time. One that ends in the middle is no error: players show the rest too."""
+    """The frames that can be decoded, in order of time."""
     film.streams.video[0].thread_type = "AUTO"
     yield from film.decode(film.streams.video[0])
 
@@ -307,8 +319,17 @@ def _stamp(source: Path) -> dict[str, Any]:
     return {"name": source.name, "bytes": found.st_size, "start": head}
 
 
-def _claim(parts: Path, identity: dict[str, Any], settings: Settings) -> int:
-    """How many segments are done; the first call for a film makes the folder and says whose it is."""
+def _refuse_changed(source: Path, stamp: dict[str, Any], parts: Path) -> None:
+    """Parts of a film that is another one by now are of no use."""
+    with contextlib.suppress(OSError):
+        if _stamp(source) == stamp:
+            return
+    shutil.rmtree(parts, ignore_errors=True)
+    raise changed(source)
+
+
+def _claim(target: Path, parts: Path, identity: dict[str, Any], settings: Settings) -> int:
+    """How many segments are done; the first call for a film makes the folder `parts` and says whose it is."""
     owner = parts / "film.json"
     identity = identity | {"settings": asdict(settings) | {"tile": None}}  # which changes no pixel
     try:
@@ -321,8 +342,10 @@ def _claim(parts: Path, identity: dict[str, Any], settings: Settings) -> int:
             return len(list(parts.glob("*.nut")))
         parts.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its film.json is damaged"
         raise ConfigError(
-            f"The folder '{parts}' cannot be used ({error}); remove it, or choose another output."
+            f"Cannot write '{target}': its unfinished parts need the folder '{parts}' ({reason}); "
+            "remove that, or choose another output."
         ) from None
     write_json(identity, owner)
     return 0
