@@ -8,9 +8,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from samdiffsr.images import Picture
+from samdiffsr.images import Picture, read_image
 from samdiffsr.load import load_model
-from samdiffsr.upscale.enlarge import enlarge
+from samdiffsr.upscale.enlarge import enlarge, used_settings, with_settings
 from samdiffsr.upscale.settings import Settings
 from support import ROOT, noise_image
 
@@ -38,12 +38,22 @@ def test_the_page_enlarges_a_picture(tmp_path):
     _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
     try:
         user = client.Client(address, verbose=False, download_files=tmp_path / "answers")
-        _, saved = user.predict(client.handle_file(file), 4, 0.5, 3, api_name="/upscale")
-        pixels = np.asarray(Image.open(file))
-        wanted = enlarge(load_model("default"), Picture(pixels), Settings(detail=0.5, seed=3)).rgb
-        assert np.array_equal(np.asarray(Image.open(saved)), wanted)
+        model, picture = load_model("default"), Picture(np.asarray(Image.open(file)))
+        for clean, level in (("auto", None), ("0.5", 0.5), ("0", 0.0)):
+            _, saved, words = user.predict(client.handle_file(file), 4, 0.5, clean, 3, api_name="/upscale")
+            wanted = enlarge(model, picture, settings := Settings(detail=0.5, clean=level, seed=3))
+            assert np.array_equal(np.asarray(Image.open(saved)), wanted.rgb)
+            used = used_settings(wanted, model, settings)
+            assert read_image(saved).metadata.xmp == with_settings(wanted, model, settings).metadata.xmp
+            cleaned = f"cleaned: {wanted.level:.2f}" if wanted.level or clean == "auto" else "not cleaned"
+            assert words == (
+                f"Made with these settings: {cleaned}{', estimated' if clean == 'auto' else ''}; detail: 0.5; "
+                f"steps: {used['steps']}; seed: 3; computed in {used['precision']}."
+            )
+        sliders = [part["props"] for part in page.get_config_file()["components"] if part["type"] == "slider"]
+        assert [props["value"] for props in sliders] == [4, model.config["detail"]]
         with pytest.raises(Exception, match="Choose a picture first"):
-            user.predict(None, 4, 0.5, 3, api_name="/upscale")
+            user.predict(None, 4, 0.5, "auto", 3, api_name="/upscale")
     finally:
         page.close()
     assert gradio.__version__.startswith("6.")

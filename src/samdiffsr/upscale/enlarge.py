@@ -122,23 +122,32 @@ def shown_level(level: float | None) -> float | None:
 
 
 def with_settings(picture: Picture, pipe: "Upscaler", settings: Settings) -> Picture:
-    """The result with its settings in its XMP; steps, detail, clean and
-    precision as they were chosen where the settings leave it open."""
+    """The result with its settings in its XMP, see `used_settings`."""
     from samdiffsr import __version__
+
+    values = {
+        name: f"{value:g}" if isinstance(value, float) else value
+        for name, value in used_settings(picture, pipe, settings).items()
+    }
+    return replace(picture, metadata=with_run(picture.metadata, f"samdiffsr {__version__}", values))
+
+
+def used_settings(picture: Picture, pipe: "Upscaler", settings: Settings) -> dict[str, Any]:
+    """The settings of a result by name; steps, detail, clean and precision as they were chosen where the settings leave it
+    open. Those that do not apply are left out."""
     from samdiffsr.sampling.precision import type_name
 
-    said = {"scale": settings.output_size.scale, "size": settings.size, "seed": settings.seed}
-    said |= {
+    said = {
+        "scale": settings.output_size.scale,
+        "size": settings.size,
+        "seed": settings.seed,
         "steps": settings.steps or pipe.config["steps"],
         "clean": shown_level(picture.level),
         "consistency": settings.consistency or None,
         "precision": type_name(pipe.computed_in(settings.precision)),
+        "detail": pipe.config["detail"] if settings.detail is None else settings.detail,
     }
-    said |= {"detail": pipe.config["detail"] if settings.detail is None else settings.detail}
-    values = {
-        name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items() if value is not None
-    }
-    return replace(picture, metadata=with_run(picture.metadata, f"samdiffsr {__version__}", values))
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def check_size(height: int, width: int, output_size: OutputSize, max_pixels: int) -> tuple[int, int]:
