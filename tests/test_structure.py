@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samdiffsr import SamDiffSRError, structure_map
-from samdiffsr.structure import ENCODINGS, structure_of_regions
+from samdiffsr.structure import ENCODINGS, position_map, structure_of_regions
 from support import GOLDEN
 
 RELEASED = np.load(GOLDEN / "released_small.npz")
@@ -52,23 +52,46 @@ def test_every_encoding_has_one_value_a_region(encoding):
     masks = np.zeros((2, 9, 11), bool)
     masks[0, :, :5], masks[1, :, 5:] = True, True
     found = structure_map(masks, encoding=encoding)
-    position = ENCODINGS[encoding](9, 11)
+    position = position_map(encoding, 9, 11)
     assert position.shape == (9, 11)
-    np.testing.assert_allclose(found[masks[0]], position[:, :5].mean(), atol=1e-6)
-    np.testing.assert_allclose(found[masks[1]], position[:, 5:].mean(), atol=1e-6)
+    parts = (position[:, :5].mean(), position[:, 5:].mean()) if encoding != "cosine" else np.sqrt([5 / 11, 6 / 11])
+    np.testing.assert_allclose([found[mask].mean() for mask in masks], parts, atol=1e-6)
+    assert max(np.ptp(found[mask]) for mask in masks) == 0
 
 
 @pytest.mark.parametrize(("height", "width"), [(3, 5), (128, 4), (300, 7)])
 def test_encodings_by_their_formulas(height, width):
     theta = np.array([[y / 10000 ** (2 * (x // 2) / width) for x in range(width)] for y in range(height)])
     cos, sin, even = np.cos(theta), np.sin(theta), np.arange(width) % 2 == 0
-    for encoding, expected in {
-        "rope": np.where(even, cos - sin, cos + sin),
-        "cosine": cos,
-        "sincos": np.where(even, sin, cos),
-        "linear": np.arange(height * width).reshape(height, width) / (height * width - 1),
-    }.items():
-        np.testing.assert_allclose(ENCODINGS[encoding](height, width), expected, atol=1e-12)
+    np.testing.assert_allclose(position_map("rope", height, width), np.where(even, cos - sin, cos + sin), atol=1e-12)
+
+
+def test_the_encodings_of_the_ablation_are_the_released_ones():
+    """Written out for a square image: the similarity of a mask with ones; row_sin cos(row_sin^T); two random vectors."""
+    masks = np.random.default_rng(0).random((2, 8, 8)) < 0.4
+    masks[1] &= ~masks[0]
+    ones = np.ones(64)
+    expected = sum(mask * (ones @ mask.ravel()) / (np.linalg.norm(ones) * np.linalg.norm(mask)) for mask in masks)
+    for mean_over in ("region", "image"):
+        found = structure_map(masks, encoding="cosine", mean_over=mean_over)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    row_sin = np.sin([[1 / 0.001 ** (2 * i / 8) for i in range(8)]])
+    np.testing.assert_allclose(position_map("sincos", 8, 8), row_sin * np.cos(row_sin.T), atol=1e-9)
+    linear = position_map("linear", 30, 20)
+    assert np.linalg.matrix_rank(linear) == 1 and linear.min() >= 0 and linear.max() < 1 and linear.std() > 0.1
+    assert not np.array_equal(linear[:20], linear[:20].T)
+
+
+def test_normalised_maps_use_their_whole_range():
+    masks = np.zeros((2, 6, 6), bool)
+    masks[0, :, :2], masks[1, 3:, 2:] = True, True
+    plain = structure_map(masks, mean_over="image")
+    for name, low, high in (("unit", 0, 1), ("signed", -1, 1)):
+        found = structure_map(masks, mean_over="image", normalise=name)
+        assert (found.min(), found.max()) == (low, high)
+        expected = low + (high - low) * (plain - plain.min()) / np.ptp(plain)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert not structure_map(np.ones((1, 4, 4), bool), normalise=name).any(), "one value has no range"
 
 
 def test_regions_given_by_their_pixels_are_masks():
@@ -93,6 +116,7 @@ def test_no_mask_and_empty_mask_are_zero():
         (lambda: structure_map(np.zeros((1, 2, 2), bool), encoding="polar"), "'rope'"),
         (lambda: structure_map(np.zeros((1, 2, 2), bool), overlap="first"), "'last'"),
         (lambda: structure_map(np.zeros((1, 2, 2), bool), mean_over="mask"), "'region'"),
+        (lambda: structure_map(np.zeros((1, 2, 2), bool), normalise="01"), "'signed'"),
     ],
 )
 def test_bad_input_is_named(call, told):

@@ -37,7 +37,7 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
         lr_divisor: of the 8-bit pixels that bicubic upscaling sees; 255, or 256 to repeat the released code, whose base is
             0.4 % darker (its encoder does see pixels / 255).
         detail: default of `__call__`'s.
-        encoding: the position embedding of the structure maps that the model was trained with.
+        encoding, mean_over, normalise: of the structure maps that the model was trained with, see `structure_map`.
     """
 
     model_cpu_offload_seq = "encoder->denoiser"
@@ -56,6 +56,8 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
         lr_divisor: int = 255,
         detail: float = 1.0,
         encoding: str = "rope",
+        mean_over: str = "region",
+        normalise: str = "none",
     ) -> None:
         config = {
             "base": base,
@@ -66,6 +68,8 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
             "lr_divisor": lr_divisor,
             "detail": detail,
             "encoding": encoding,
+            "mean_over": mean_over,
+            "normalise": normalise,
         }
         self._schedule = checked_parts(encoder, denoiser, scheduler, **config)
         self.register_modules(encoder=encoder, denoiser=denoiser, scheduler=scheduler)

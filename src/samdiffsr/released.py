@@ -154,6 +154,7 @@ def _pipeline(released: ReleasedCheckpoint, released_preprocessing: bool) -> Sam
         shift="released",
         target="marginal_noise",
         steps=steps,
+        mean_over="image",
         lr_divisor=256 if released_preprocessing else 255,
     )
     try:

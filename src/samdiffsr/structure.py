@@ -1,6 +1,7 @@
 """Structural position encoding: region masks -> structure map E (SAM-DiffSR, Section 3.3, Eq. 10)."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from samdiffsr.errors import MaskError, choose
 Encoding = Literal["rope", "cosine", "sincos", "linear"]
 MeanOver = Literal["region", "image"]
 Overlap = Literal["sum", "last"]
+Normalise = Literal["none", "unit", "signed"]
 
 
 def _turns(height: int, width: int) -> NDArray[np.complex128]:
@@ -25,38 +27,54 @@ def _turns(height: int, width: int) -> NDArray[np.complex128]:
     return (coarse[:, :, None] * fine[:, None, :]).reshape(len(rate), -1)[:, :height].T
 
 
-def _interleave(even: np.ndarray, odd: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) with `even` in the even columns and `odd` in the odd ones; an odd W has one `odd` column less."""
-    out = np.empty((even.shape[0], width), order="F")
-    out[:, 0::2] = even
-    out[:, 1::2] = odd[:, : width // 2]
-    return out
+Window = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
 
 
-def _rope(height: int, width: int) -> np.ndarray:
+def _rope(y: np.ndarray, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Rotary embedding of an all-ones image; an odd width leaves the last column the first half of a pair."""
-    turns = _turns(height, width)
-    return _interleave(turns.real - turns.imag, turns.real + turns.imag, width)
+    pairs, of_column = np.unique(x // 2, return_inverse=True)
+    turns: NDArray[np.complex128] = np.exp(1j * y[:, None] * 10000.0 ** (-2 * pairs / size[1]))[:, of_column]
+    return np.where(x % 2 == 0, turns.real - turns.imag, turns.real + turns.imag)
 
 
-def _sincos(height: int, width: int) -> np.ndarray:
-    """The sinusoidal embedding of the row: sin in even columns, cos in odd ones (Vaswani et al. 2017)."""
-    turns = _turns(height, width)
-    return _interleave(turns.imag, turns.real, width)
+def _cosine(y: np.ndarray, x: np.ndarray, _: tuple[int, int]) -> np.ndarray:
+    """The vector of ones to which a region is compared: it knows no place."""
+    return np.ones((len(y), len(x)))
 
 
-def _cosine(height: int, width: int) -> np.ndarray:
-    """A grid of cosines of the same angles."""
-    cos = _turns(height, width).real
-    return _interleave(cos, cos, width)
+def _sincos(y: np.ndarray, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """cos(sin(a_y)) sin(a_x) of the angles a_i = 0.001^(-2 i / n) of row or column i of n.
+
+    The released code has it for square images; here each axis has its own n.
+    """
+    rows, columns = (np.sin(0.001 ** (-2 * place / length)) for place, length in ((y, size[0]), (x, size[1])))
+    return np.cos(rows)[:, None] * columns
 
 
-def _linear(height: int, width: int) -> np.ndarray:
-    """A ramp from 0 (first pixel) to 1 (last pixel) in reading order."""
-    return np.linspace(0.0, 1.0, height * width).reshape(height, width)
+def _linear(y: np.ndarray, x: np.ndarray, _: tuple[int, int]) -> np.ndarray:
+    """The product of two random vectors, uniform in [0, 1), for rows and columns.
+
+    Always the same ones, while the released code draws others for each image: sampling must find the map of the training.
+    """
+    rows, columns = (
+        np.random.default_rng(axis).random(int(place.max(initial=-1)) + 1)[place] for axis, place in enumerate((y, x))
+    )
+    return rows[:, None] * columns
 
 
-ENCODINGS = {"rope": _rope, "cosine": _cosine, "sincos": _sincos, "linear": _linear}
+ENCODINGS: dict[str, Window] = {"rope": _rope, "cosine": _cosine, "sincos": _sincos, "linear": _linear}
+"""The position embedding P of an image of a size (H, W), in rows y and columns x: float64 (len(y), len(x))."""
+
+
+def position_map(encoding: str, height: int, width: int) -> np.ndarray:
+    """P of a whole image, float64 (H, W), its columns together in memory."""
+    if choose(encoding, ENCODINGS, "encoding") is not _rope:
+        return np.asfortranarray(ENCODINGS[encoding](np.arange(height), np.arange(width), (height, width)))
+    turns = _turns(height, width)  # the same, faster
+    out = np.empty((height, width), order="F")
+    out[:, 0::2] = turns.real - turns.imag
+    out[:, 1::2] = (turns.real + turns.imag)[:, : width // 2]
+    return out
 
 
 def position_window(encoding: str, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
@@ -68,20 +86,18 @@ def position_window(encoding: str, size: tuple[int, int], rows: slice, columns: 
         rows, columns: the window; both ends are given, and it may reach beyond the image at the bottom and the right.
 
     Returns:
-        float32 (rows, columns); whatever the window, the same values at the same place.
+        float32 (rows, columns); whatever the window, the same values at the same place. Ones for "cosine".
     """
     y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
-    if choose(encoding, ENCODINGS, "encoding") is _linear:
-        return ((y[:, None] * size[1] + x) / max(1, size[0] * size[1] - 1)).astype(np.float32)
-    pairs, of_column = np.unique(x // 2, return_inverse=True)
-    turns = np.exp(1j * y[:, None] * 10000.0 ** (-2 * pairs / size[1]))[:, of_column]
-    even = x % 2 == 0
-    parts = {
-        _rope: lambda: np.where(even, turns.real - turns.imag, turns.real + turns.imag),
-        _sincos: lambda: np.where(even, turns.imag, turns.real),
-        _cosine: lambda: turns.real,
-    }
-    return parts[ENCODINGS[encoding]]().astype(np.float32)
+    return choose(encoding, ENCODINGS, "encoding")(y, x, size).astype(np.float32)
+
+
+RANGES: dict[str, tuple[float, float] | None] = {"none": None, "unit": (0.0, 1.0), "signed": (-1.0, 1.0)}
+"""Of `normalise`: the ends of the values."""
+
+
+OF_SAMPLING = ("encoding", "mean_over", "normalise")
+"""The arguments of `structure_map` that a model is saved with, for the maps that are made in sampling (of disjoint regions)."""
 
 
 def structure_map(
@@ -90,17 +106,23 @@ def structure_map(
     encoding: Encoding = "rope",
     mean_over: MeanOver = "region",
     overlap: Overlap = "sum",
+    normalise: Normalise = "none",
 ) -> np.ndarray:
     """Encode K region masks of one image into its structure map, E = sum_i M_i mean(P over M_i) (Eq. 10).
 
     Args:
         masks: bool (K, H, W); K may be 0 and masks may be empty, H and W may be odd.
-        encoding: the position embedding P (H, W). "rope" is the paper's; the others are those of its ablation by name.
+        encoding: the position embedding P (H, W). "rope" is the paper's; "sincos" and "linear" are those of its ablation, as
+            the released code has them. "cosine", of the ablation too, has no P: the value of a region is the cosine similarity
+            of its mask with ones, the root of its share of the image, whatever `mean_over` says.
         mean_over: "region" averages P over the mask's own area (paper), "image" over all H * W pixels (released code).
         overlap: "sum" adds where masks overlap (paper), "last" lets later masks overwrite (released code).
+        normalise: "unit" brings the values of the map to [0, 1], "signed" to [-1, 1]: the least to the lower end, the greatest
+            to the upper one. A map of one value becomes 0. (The released code's options of that kind subtract the mean and
+            divide by the standard deviation.)
 
     Returns:
-        float32 (H, W); 0 where no mask is; within +-sqrt(2) for each mask covering the pixel.
+        float32 (H, W). Not normalised: 0 where no mask is; within +-sqrt(2) for each mask covering the pixel.
 
     Raises:
         MaskError: `masks` is not bool or not three-dimensional.
@@ -110,7 +132,9 @@ def structure_map(
     if masks.ndim != 3 or masks.dtype != bool:
         raise MaskError(f"masks must be bool of shape (K, H, W), got {masks.dtype} of shape {masks.shape}.")
     regions, shape = (np.flatnonzero(mask.T) for mask in masks), masks.shape[1:]
-    return structure_of_regions(regions, shape, encoding=encoding, mean_over=mean_over, overlap=overlap)
+    return structure_of_regions(
+        regions, shape, encoding=encoding, mean_over=mean_over, overlap=overlap, normalise=normalise
+    )
 
 
 def structure_of_regions(
@@ -120,6 +144,7 @@ def structure_of_regions(
     encoding: Encoding = "rope",
     mean_over: MeanOver = "region",
     overlap: Overlap = "sum",
+    normalise: Normalise = "none",
 ) -> np.ndarray:
     """`structure_map` for regions that come one at a time as their pixels, counted down the columns (y + H x), each once.
 
@@ -127,12 +152,17 @@ def structure_of_regions(
     """
     whole = choose(mean_over, {"region": None, "image": shape[0] * shape[1]}, "mean_over")
     add = choose(overlap, {"sum": True, "last": False}, "overlap")
-    position = choose(encoding, ENCODINGS, "encoding")(*shape).ravel(order="F")
+    ends = choose(normalise, RANGES, "normalise")
+    position = position_map(encoding, *shape).ravel(order="F")
     out = np.zeros(shape[0] * shape[1])
     for region in regions:
         if region.size:
-            value = position[region].sum() / (whole or region.size)
+            by_area = encoding == "cosine"
+            value = math.sqrt(region.size / out.size) if by_area else position[region].sum() / (whole or region.size)
             out[region] = out[region] + value if add else value
+    if ends is not None:
+        least, most = out.min(initial=math.inf), out.max(initial=-math.inf)
+        out = ends[0] + (ends[1] - ends[0]) / (most - least) * (out - least) if least < most else np.zeros_like(out)
     return np.ascontiguousarray(out.reshape(shape, order="F"), dtype=np.float32)
 
 

@@ -327,7 +327,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
     assert "no image" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("option", ["encoding", "mean_over", "overlap", "missing_masks"])
+@pytest.mark.parametrize("option", ["encoding", "mean_over", "overlap", "normalise", "missing_masks"])
 def test_unknown_options_are_refused(option):
     with pytest.raises(SamDiffSRError, match=option):
         dataclasses.replace(OPTIONS, **{option: "polar"})

@@ -81,6 +81,16 @@ def test_released_shift():
     torch.testing.assert_close(mean, (1 - COSINE.alpha_bars) * COSINE.betas, rtol=0, atol=0)
 
 
+def test_without_the_released_coefficient_the_map_itself_is_added_to_the_noise():
+    process = ModulatedProcess(COSINE, "unweighted", "marginal_noise")
+    noise, structure, t = double(100, 3), double(100, 3, seed=1), torch.arange(100)
+    found = process.training_target(noise, t, structure)
+    torch.testing.assert_close(found, noise + structure, rtol=0, atol=1e-14)
+    weighted = ModulatedProcess(COSINE, "released", "marginal_noise").training_target(noise, t, structure) - noise
+    coefficient = COSINE.betas * (1 - COSINE.alpha_bars).sqrt()
+    torch.testing.assert_close(weighted, coefficient[:, None] * structure, rtol=0, atol=1e-14)
+
+
 @shifts
 def test_posterior_is_bayes_rule(shift):
     """Against the Gaussian conditioning formula on the joint of (x_{t-1}, x_t) given x_0, error < 1e-12."""

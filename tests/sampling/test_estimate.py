@@ -8,8 +8,9 @@ from PIL import Image
 import samdiffsr.sampling.noise_blocks
 import samdiffsr.sampling.tiled
 from samdiffsr import ConditionalUNet, LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRError, SamDiffSRPipeline
+from samdiffsr.export.sampler import sampler_of
 from samdiffsr.sampling.schedulers import named_scheduler
-from samdiffsr.structure import ENCODINGS, draw_structure, position_window
+from samdiffsr.structure import ENCODINGS, draw_structure, position_map, position_window, structure_map
 
 COSINE = NoiseSchedule.cosine(100)
 
@@ -22,13 +23,25 @@ def picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def pipe_with(target="posterior_noise", shift="paper", *, head=True, unet=False, scheduler="ddim"):
+def pipe_with(
+    target="posterior_noise",
+    shift="paper",
+    *,
+    head=True,
+    unet=False,
+    scheduler="ddim",
+    structure_input=False,
+    **options,
+):
     torch.manual_seed(0)
     encoder = LightEncoder(width=8, blocks=1)
+    given = {"feature_channels": 8, "with_structure": head, "structure_input": structure_input}
     if unet:
-        denoiser = ConditionalUNet(dim=4, multipliers=(1, 2), feature_channels=8, with_structure=head)
+        denoiser = ConditionalUNet(dim=4, multipliers=(1, 2), **given)
     else:
-        denoiser = LightDenoiser(width=8, blocks=1, feature_channels=8, with_structure=head)
+        denoiser = LightDenoiser(width=8, blocks=1, **given)
+    if structure_input:
+        torch.nn.init.kaiming_normal_(denoiser.conv_structure.weight)
     if head:
         torch.nn.init.kaiming_normal_(denoiser.structure_head.conv_out.weight)  # a new head hardly answers
         for layer in denoiser.structure_head.trunk:
@@ -41,6 +54,7 @@ def pipe_with(target="posterior_noise", shift="paper", *, head=True, unet=False,
         shift=shift,
         target=target,
         steps=3,
+        **options,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -62,6 +76,49 @@ def test_the_models_own_estimate_is_used_and_returned(target):
     assert np.abs(other - out.images).max() > 1e-4
     image_list, maps = pipe([image, image], generator=seeded(), return_dict=False, return_structure=True)
     assert len(image_list) == len(maps) == 2 and isinstance(maps[0], Image.Image) and maps[0].size == (20, 24)
+
+
+@pytest.mark.parametrize("unet", [False, True])
+def test_the_map_as_an_input_reaches_the_denoiser_without_any_shift(unet):
+    pipe, image = pipe_with("sample", "none", unet=unet, structure_input=True), picture(21, 18)
+    (found,) = run(pipe, image, return_structure=True).structures
+    own = run(pipe, image).images
+    np.testing.assert_allclose(run(pipe, image, structure=found).images, own, atol=1e-5)
+    assert np.abs(run(pipe, image, structure=found + 1).images - own).max() > 1e-3
+    np.testing.assert_allclose(run(pipe, image, tile=9).images, run(pipe, image, tile=0).images, atol=1e-5)
+    plain = pipe_with("sample", "none", unet=unet)
+    np.testing.assert_array_equal(run(plain, image, structure=found + 1).images, run(plain, image).images)
+
+
+def test_a_denoiser_that_takes_the_map_is_never_sampled_without_one(tmp_path):
+    image = picture(3, 2)
+    for head in (False, True):
+        pipe = pipe_with("sample", "none", head=head, structure_input=True)
+        with pytest.raises(SamDiffSRError, match="takes the structure map as an input, but structure is 'none'"):
+            run(pipe, image, structure="none")
+        with pytest.raises(SamDiffSRError, match=r"without diffusion\.network\.structure_input"):
+            sampler_of(pipe)
+    pipe = pipe_with("sample", "none", head=False, structure_input=True)
+    with pytest.raises(SamDiffSRError, match="takes the structure map"):
+        run(pipe, image)
+    pipe.save_pretrained(tmp_path / "m")
+    loaded = SamDiffSRPipeline.from_pretrained(tmp_path / "m")
+    loaded.set_progress_bar_config(disable=True)
+    given = {"structure": np.ones((12, 8), np.float32)}
+    np.testing.assert_array_equal(run(loaded, image, **given).images, run(pipe, image, **given).images)
+
+
+@pytest.mark.parametrize("options", [{"mean_over": "image"}, {"normalise": "signed"}, {"encoding": "cosine"}])
+def test_a_segmented_map_is_made_as_those_of_the_training_were(options, tmp_path):
+    image = np.zeros((24, 24, 3), np.uint8)
+    image[:, 9:] = 220
+    pipe_with(head=False, **options).save_pretrained(tmp_path / "m")
+    pipe = SamDiffSRPipeline.from_pretrained(tmp_path / "m")
+    (found,) = run(pipe, image, structure="felzenszwalb", return_structure=True).structures
+    (plain,) = run(pipe_with(head=False), image, structure="felzenszwalb", return_structure=True).structures
+    masks = np.stack([plain == value for value in np.unique(plain)])
+    np.testing.assert_allclose(found, structure_map(masks, **options), atol=1e-6)
+    assert np.abs(found - plain).max() > 0.01
 
 
 @pytest.mark.parametrize("unet", [False, True])
@@ -160,7 +217,7 @@ def test_the_head_costs_less_than_a_twentieth_of_a_step():
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_window_of_the_position_map_is_a_window_of_the_whole(encoding):
-    whole = ENCODINGS[encoding](23, 17)
+    whole = position_map(encoding, 23, 17)
     found = position_window(encoding, (23, 17), slice(3, 20), slice(5, 17))
     np.testing.assert_allclose(found, whole[3:20, 5:17], atol=1e-6)
     beyond = position_window(encoding, (23, 17), slice(3, 25), slice(5, 20))

@@ -54,6 +54,7 @@ def test_feature_channels_must_fit_the_encoder(photos, tmp_path):
         ("diffusion.start=nowhere", "there is no denoiser in that folder"),
         ("diffusion.data.crop_lr=17", "has no image of at least 68x68 pixels"),
         ("diffusion.structure.encoding=cosine", "'cosine', but folder {photos} was prepared with 'rope': "),
+        ("diffusion.structure.normalise=signed", "prepare the photographs with --normalise signed, or set"),
         ("diffusion.structure.mean_over=image", "prepare the photographs with --mean-over image, or set"),
         ("diffusion.structure.overlap=last", "or set diffusion.structure.overlap=sum"),
         ("photos={photos}/shard.tar", "has no manifest.json"),

@@ -25,6 +25,10 @@ POSTERIOR = ("diffusion.target=posterior_noise", "diffusion.scheduler=ddpm", "di
         (["diffusion.schedule=cubic"], "'linear'"),
         (["diffusion.max_beta=1"], "max_beta"),
         (["diffusion.steps=101"], "101"),
+        (["diffusion.structure={map: position, encoding: cosine}"], "choose rope, sincos or linear"),
+        (["diffusion.structure={map: position, normalise: unit}"], "choose none"),
+        (["diffusion.network.structure_input=true"], "structure_weight above 0"),
+        (["diffusion.shift=unweighted"], "structure_weight above 0"),
         (["diffusion.encoder_rate=0.1"], "choose encoder_rate 0 or base 'bicubic'"),
         (["encoder.loss.features_weight=0.1"], "features_file"),
         (["seed"], "section.key=value"),
@@ -79,7 +83,13 @@ def test_released_and_paper_say_what_they_are():
     assert found.pop("loss")[1]["pixel"] == "l2"
     assert found.pop("shift") == ("released", "paper")
     assert found.pop("target") == ("marginal_noise", "posterior_noise")
-    assert found.pop("structure")[0] == {"map": "regions", "encoding": "rope", "mean_over": "image", "overlap": "last"}
+    assert found.pop("structure")[0] == {
+        "map": "regions",
+        "encoding": "rope",
+        "mean_over": "image",
+        "overlap": "last",
+        "normalise": "none",
+    }
     assert found == {"structure_weight": (0.0, 0.1)}
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from samdiffsr import LightDenoiser, LightEncoder, SamDiffSRError
+from samdiffsr import ConditionalUNet, LightDenoiser, LightEncoder, SamDiffSRError
 from samdiffsr.data.dataset import PreparedPhotos
 from samdiffsr.errors import ConfigError
-from samdiffsr.structure import ENCODINGS
+from samdiffsr.structure import position_map
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, EncoderLossConfig, LossConfig, OptimConfig
 from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, normal, uniform
 from samdiffsr.training.run import (
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("target", ["posterior_noise", "marginal_noise", "sample", "velocity"])
-@pytest.mark.parametrize("shift", ["paper", "released", "bridge", "none"])
+@pytest.mark.parametrize("shift", ["paper", "released", "unweighted", "bridge", "none"])
 def test_every_shift_and_target_trains(photos, target, shift):
     loss, network = _stage(target=target, shift=shift, scheduler="lcm", steps=4, structure_weight=0.1, rollout=0.5)
     terms = terms_of(loss, examples(photos))
@@ -49,6 +49,35 @@ def _stage(**options):
     config = DiffusionConfig(optim=OptimConfig(updates=1, learning_rate=0.1), residual_scale=4, **options)
     network = LightDenoiser(width=8, blocks=1, feature_channels=8, with_structure=config.structure_weight > 0)
     return DiffusionObjective(network, LightEncoder(width=8, blocks=1), config), network
+
+
+@pytest.mark.parametrize("kind", [LightDenoiser, ConditionalUNet])
+def test_the_map_as_an_input_is_the_one_that_the_noise_holds(photos, kind):
+    """E for most examples, the head's estimate for those that start from a rolled-out estimate, in both of their passes."""
+    config = DiffusionConfig(
+        optim=OptimConfig(updates=1, learning_rate=0.1),
+        shift="none",
+        target="sample",
+        structure_weight=0.1,
+        network={"structure_input": True},
+        rollout=1.0,
+    )
+    size = {"width": 8, "blocks": 1} if kind is LightDenoiser else {"dim": 4, "multipliers": (1, 2)}
+    network = kind(**size, feature_channels=8, with_structure=True, structure_input=True)
+    seen = []
+    network.register_forward_pre_hook(lambda _, args, given: seen.append(given["structure"]), with_kwargs=True)
+    loss = DiffusionObjective(network, LightEncoder(width=8, blocks=1), config)
+    batch = PreparedPhotos(photos, crop_lr=8, candidates=1, flips=True, position="rope").batch(0, 0, 2)
+    draws = loss.draws(7, 0, 2)
+    terms = loss(batch, draws).terms
+    with torch.no_grad():
+        found = network.structure(loss.encoder.encode(batch.lr)[0], batch.position)
+    assert len(seen) == 2 and all(torch.allclose(one, found, atol=1e-6) for one in seen)
+    terms["pixel"].backward()
+    assert float(network.conv_structure.weight.grad.abs().sum()) > 0
+    assert network.structure_head.conv_out.weight.grad is None, "the head learns from its own loss alone"
+    loss(batch, draws | {"rolled": torch.tensor([], dtype=torch.int64), "rollout_noise": []})
+    assert torch.equal(seen[-1], batch.structure)
 
 
 def test_structure_reaches_the_noise(photos):
@@ -200,7 +229,7 @@ def test_positions_are_turned_with_their_crops(photos):
     source = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True, position="rope")
     batch = source.batch(0, 0, 8)
     for number, (crop, images) in enumerate(source._drawn(0, 0, 8)):
-        whole = ENCODINGS["rope"](*images[0].shape[:2])
+        whole = position_map("rope", *images[0].shape[:2])
         np.testing.assert_allclose(batch.position[number, 0].numpy(), crop.apply(whole, 4), atol=1e-6)
 
 

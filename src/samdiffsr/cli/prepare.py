@@ -44,6 +44,12 @@ MeanOver = Annotated[
     str, typer.Option(metavar="NAME", help="Mean of the encoding over the region (paper) or the image (released code).")
 ]
 Overlap = Annotated[str, typer.Option(metavar="NAME", help="Where masks overlap: sum (paper) or last (released code).")]
+Normalise = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Bring the values of each map to [0, 1] (unit), [-1, 1] (signed), or not (none)."
+    ),
+]
 MissingMasks = Annotated[
     str,
     typer.Option(
@@ -75,6 +81,7 @@ def prepare(
     encoding: Encoding = "rope",
     mean_over: MeanOver = "region",
     overlap: Overlap = "sum",
+    normalise: Normalise = "none",
     missing_masks: MissingMasks = "error",
     resize_masks: ResizeMasks = False,
     images_per_shard: PerShard = 64,
@@ -99,6 +106,7 @@ def prepare(
         encoding=encoding,  # pyright: ignore[reportArgumentType] - checked there
         mean_over=mean_over,  # pyright: ignore[reportArgumentType]
         overlap=overlap,  # pyright: ignore[reportArgumentType]
+        normalise=normalise,  # pyright: ignore[reportArgumentType]
         missing_masks=missing_masks,  # pyright: ignore[reportArgumentType]
         resize_masks=resize_masks,
         max_pixels=max_pixels,

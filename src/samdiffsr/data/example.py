@@ -16,7 +16,7 @@ from samdiffsr.images import MAX_PIXELS, read_image
 from samdiffsr.masks.records import read_records
 from samdiffsr.masks.rle import region_pixels
 from samdiffsr.resize import SCALE, imresize
-from samdiffsr.structure import Encoding, MeanOver, Overlap, structure_map, structure_of_regions
+from samdiffsr.structure import Encoding, MeanOver, Normalise, Overlap, structure_map, structure_of_regions
 
 Regions = Literal["masks", "structure", "none"]
 MissingMasks = Literal["error", "zero"]
@@ -28,7 +28,7 @@ class PrepareOptions:
     """How photographs become examples.
 
     Attributes:
-        encoding, mean_over, overlap: as `structure_map` has them; of no use for ready structure maps.
+        encoding, mean_over, overlap, normalise: as `structure_map` has them; of no use for ready structure maps.
         missing_masks: "zero" gives a photograph without mask file, or whose mask file holds no region, a structure map
             of zeros and counts it; "error" refuses it. A file that cannot be read is refused either way.
         resize_masks: bring masks and maps of another size to the photograph's by nearest neighbour, instead of refusing.
@@ -42,6 +42,7 @@ class PrepareOptions:
     encoding: Encoding = "rope"
     mean_over: MeanOver = "region"
     overlap: Overlap = "sum"
+    normalise: Normalise = "none"
     missing_masks: MissingMasks = "error"
     resize_masks: bool = False
     max_pixels: int = MAX_PIXELS
@@ -55,8 +56,9 @@ class PrepareOptions:
 
     @property
     def structure(self) -> dict:
-        """The keyword arguments of `structure_map`."""
-        return {"encoding": self.encoding, "mean_over": self.mean_over, "overlap": self.overlap}
+        """The keyword arguments of `structure_map`; "normalise" only if it does something."""
+        found = {"encoding": self.encoding, "mean_over": self.mean_over, "overlap": self.overlap}
+        return found if self.normalise == "none" else found | {"normalise": self.normalise}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import ConfigError, choose
 
-Shift = Literal["paper", "released", "bridge", "none"]
+Shift = Literal["paper", "released", "unweighted", "bridge", "none"]
 Target = Literal["posterior_noise", "marginal_noise", "sample", "velocity"]
 TARGETS = {"posterior_noise", "marginal_noise", "sample", "velocity"}
 MOST_MEAN_ERROR = 0.05  # of a region, in standard deviations of x_0; what more than that is refused
@@ -35,6 +35,11 @@ def _released(schedule: NoiseSchedule) -> Tensor:
     return (1 - schedule.alpha_bars) * schedule.betas
 
 
+def _unweighted(schedule: NoiseSchedule) -> Tensor:
+    """sqrt(1 - abar_t): the released code with its coefficient off, which adds E itself to the noise, n_t = eps + E."""
+    return torch.sqrt(1 - schedule.alpha_bars)
+
+
 def _bridge(schedule: NoiseSchedule) -> Tensor:
     """sqrt(abar_t) (1 - abar_t): ours, zero at both ends, so that x_T really is N(0, I)."""
     return torch.sqrt(schedule.alpha_bars) * (1 - schedule.alpha_bars)
@@ -45,7 +50,13 @@ def _none(schedule: NoiseSchedule) -> Tensor:
     return torch.zeros_like(schedule.betas)
 
 
-SHIFTS: dict[str, ShiftFunction] = {"paper": _paper, "released": _released, "bridge": _bridge, "none": _none}
+SHIFTS: dict[str, ShiftFunction] = {
+    "paper": _paper,
+    "released": _released,
+    "unweighted": _unweighted,
+    "bridge": _bridge,
+    "none": _none,
+}
 
 
 class ModulatedProcess:

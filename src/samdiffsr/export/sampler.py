@@ -2,6 +2,7 @@
 
 from samdiffsr.errors import ConfigError, choose
 from samdiffsr.export.run_onnx import Sampler
+from samdiffsr.models.structure_head import takes_structure
 from samdiffsr.pipeline import SamDiffSRPipeline
 
 SAMPLERS = {"LCMScheduler": "lcm", "DDIMScheduler": "ddim", "DDPMScheduler": "ddpm"}
@@ -14,10 +15,10 @@ def sampler_of(pipe: SamDiffSRPipeline) -> Sampler:
     Raises:
         ConfigError: the scheduler does not fit the model, there is none like it here, or the model estimates a structure map.
     """
-    if pipe.denoiser.structure_head is not None:
+    if pipe.denoiser.structure_head is not None or takes_structure(pipe.denoiser):
         raise ConfigError(
-            "this model samples with a structure map of the whole picture that its head estimates, which an ONNX file does "
-            "not: train it with diffusion.structure_weight=0 to export it."
+            "this model samples with a structure map of the whole picture, which an ONNX file does not estimate: train it with "
+            "diffusion.structure_weight=0, and without diffusion.network.structure_input, to export it."
         )
     name = type(pipe.scheduler).__name__
     if name not in SAMPLERS:

@@ -180,6 +180,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         convs: convolutions of each block, from 2; the time acts after the first.
         activation: between them, "relu" or "silu".
         with_structure: add a `structure_head`, which estimates the structure map from the features.
+        structure_input: take the structure map as an input, besides what x_t holds of it.
     """
 
     __module__ = "samdiffsr"  # the home that model_index.json names: this file may move
@@ -194,6 +195,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         convs: int = 2,
         activation: str = "relu",
         with_structure: bool = False,
+        structure_input: bool = False,
     ) -> None:
         super().__init__()
         _check(width=width, blocks=blocks, feature_channels=feature_channels)
@@ -207,6 +209,7 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         self.head = conv(width, 3 * SCALE**2, gain=0.1)
         self.level_embedding = LevelEmbedding(width, zero=True) if level else None
         self.structure_head = StructureHead(feature_channels, SCALE) if with_structure else None
+        self.conv_structure = conv(SCALE**2, width, gain=0.1) if structure_input else None
 
     @property
     def takes_level(self) -> bool:
@@ -260,17 +263,21 @@ class LightDenoiser(ModelMixin, ConfigMixin):
         features: Tensor | None,
         condition: Tensor | None = None,
         level: Tensor | None = None,
+        structure: Tensor | None = None,
     ) -> Tensor:
         """x_t (N, 3, H, W), t (N,) 0-based, features (N, C, H / 4, W / 4) -> prediction (N, 3, H, W).
 
         Instead of the features, which may then be None, comes the `condition` made of them, if there is one. `level` (N,) in
-        [0, 1] is that of the LR image, for a denoiser that takes it; none is 0.
+        [0, 1] is that of the LR image, for a denoiser that takes it; none is 0. `structure` (N, 1, H, W) is the structure map,
+        which a denoiser built with `structure_input` needs.
         """
         time = self.time(t)
         if self.level_embedding is not None and level is not None:
             time = time + self.level_embedding(level)
         condition = self.condition(cast(Tensor, features)) if condition is None else condition
         x = self.conv_in(F.pixel_unshuffle(x_t, SCALE)).add_(condition)
+        if self.conv_structure is not None:
+            x.add_(self.conv_structure(F.pixel_unshuffle(cast(Tensor, structure), SCALE)))
         for block in self.trunk:
             x = block(x, time)
         return F.pixel_shuffle(self.head(x), SCALE)

@@ -14,6 +14,11 @@ WIDTH = 24
 DILATIONS = (2, 4, 8)
 
 
+def takes_structure(network: nn.Module) -> bool:
+    """Whether the network looks at the structure map beside x_t."""
+    return getattr(network, "conv_structure", None) is not None
+
+
 class StructureHead(nn.Module):
     """(features, position map) -> structure map. Run once an image, at LR size: 2 % of the operations of a light step.
 

@@ -32,6 +32,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         scale: HR side / LR side, even.
         image_channels: 3 for RGB.
         with_structure: add a `structure_head`, which estimates the structure map from the features.
+        structure_input: take the structure map as an input, besides what x_t holds of it.
 
     Raises:
         ConfigError: for an odd scale, an odd or too small dim, or no level.
@@ -48,6 +49,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         scale: int = 4,
         image_channels: int = 3,
         with_structure: bool = False,
+        structure_input: bool = False,
     ) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
@@ -73,6 +75,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
             self.ups.append(nn.ModuleList([*blocks, Upsample(after)]))
         self.final_conv = nn.Sequential(ConvBlock(widths[0], widths[0]), nn.Conv2d(widths[0], image_channels, 1))
         self.structure_head = StructureHead(feature_channels, scale) if with_structure else None
+        self.conv_structure = nn.Conv2d(1, widths[0], 3, padding=1) if structure_input else None
 
     @property
     def hr_multiple(self) -> int:
@@ -117,7 +120,14 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
         assert self.structure_head is not None, "the network was built without a structure head"
         return self.structure_head(features, position)
 
-    def forward(self, x_t: Tensor, t: Tensor, features: Tensor | None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        features: Tensor | None,
+        condition: Tensor | None = None,
+        structure: Tensor | None = None,
+    ) -> Tensor:
         """Predict what the model was trained for (its saved configuration says what) from the noisy residual.
 
         Args:
@@ -125,6 +135,7 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
             t: (N,) integer time steps, counted from 0.
             features: (N, feature_channels, H / scale, W / scale), from the encoder; may be None with a condition.
             condition: `condition(features)`, which saves computing it here.
+            structure: the structure map (N, 1, H, W), for a network built with `structure_input`, which needs it.
 
         Returns:
             (N, image_channels, H, W), unbounded.
@@ -141,6 +152,8 @@ class ConditionalUNet(ModelMixin, ConfigMixin):
             x = second(first(x, time), time)
             if level == 0:
                 x = x + condition
+                if self.conv_structure is not None:
+                    x = x + self.conv_structure(cast(Tensor, structure))
             else:  # the full-size skip has no taker: the way up ends in an upsampling, not in a concatenation
                 skips.append(x)
             x = shrink(x)

@@ -45,25 +45,26 @@ def check_structure(structure: Any, denoiser: Any, images: list[np.ndarray], *, 
     return [_checked(np.asarray(one), size) for one, size in zip(maps, sizes, strict=True)]
 
 
-def estimate_structure(model: TiledModel, structure: Structure, encoding: str) -> Canvas | None:
-    """Encode the image, and estimate its structure map; None for E^ = 0."""
+def estimate_structure(model: TiledModel, structure: Structure, options: dict[str, str]) -> Canvas | None:
+    """Encode the image, and estimate its structure map, with `options` of `structure_map`; None for E^ = 0."""
     if not isinstance(structure, str):
         model.encode()
         return model.spread(structure)
     found = model.encode(with_structure=structure == "model")
     if structure != "felzenszwalb":
         return found
-    return model.spread(segmented(model.assemble(None, "uint8"), encoding))
+    return model.spread(segmented(model.assemble(None, "uint8"), **options))
 
 
-def segmented(image: np.ndarray, encoding: str) -> np.ndarray:
-    """The structure map float32 (H, W) of the regions of similar colour in a uint8 image (H, W, 3)."""
+def segmented(image: np.ndarray, **options: str) -> np.ndarray:
+    """The structure map float32 (H, W), with `options` of `structure_map`, of the regions of similar colour in a uint8 image
+    (H, W, 3)."""
     from samdiffsr.masks.felzenszwalb import FelzenszwalbSegmenter
     from samdiffsr.masks.rle import region_pixels
 
     shape = (image.shape[0], image.shape[1])
     regions = (region_pixels(region.counts, shape) for region in FelzenszwalbSegmenter()(image))
-    return structure_of_regions(regions, shape, encoding=encoding)  # pyright: ignore[reportArgumentType]
+    return structure_of_regions(regions, shape, **options)  # pyright: ignore[reportArgumentType]
 
 
 def _checked(structure: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -27,6 +27,7 @@ def reverse_process(
     scheduler: Any,
     structure: Canvas | None,
     generator: torch.Generator,
+    structure_input: bool = False,
     on_step: OnStep = lambda number, timestep, y: None,
 ) -> Canvas:
     """Sample x_0, HR sized, in the scheduler's steps.
@@ -38,6 +39,7 @@ def reverse_process(
         scheduler: a stock one, after `set_timesteps`.
         structure: E^, or None for E^ = 0.
         generator: of all noise.
+        structure_input: give the denoiser E^ itself too, as its argument `structure`.
         on_step: called after each step with its number, its time step and the state, which it may change.
     """
     y = model.canvas()
@@ -50,7 +52,7 @@ def reverse_process(
         x_t = process.modulate(blocks.scale_input(y.read(window), timestep), t, estimate)  # x_t = y_t + s_t E^
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         with model.networks():
-            prediction = denoiser(x_t, t, None, condition)
+            prediction = denoiser(x_t, t, None, condition, **({"structure": estimate} if structure_input else {}))
         prediction = prediction.to(x_t.dtype)
         return process.to_plain(x_t, prediction, t, estimate)
 

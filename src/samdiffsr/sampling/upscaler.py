@@ -18,6 +18,7 @@ from samdiffsr.diffusion.process import ModulatedProcess
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import ConfigError, choose
 from samdiffsr.models.level import takes_level
+from samdiffsr.models.structure_head import takes_structure
 from samdiffsr.models.weights import move
 from samdiffsr.sampling.estimate import Structure, check_structure, estimate_structure
 from samdiffsr.sampling.pixels import OUTPUTS, as_list, as_pixels, finish, joined
@@ -27,7 +28,7 @@ from samdiffsr.sampling.reverse import OnStep, reverse_process
 from samdiffsr.sampling.schedulers import check_scheduler, schedule_of, set_timesteps
 from samdiffsr.sampling.tiled import Networks, TiledModel
 from samdiffsr.sampling.tiles import Canvas
-from samdiffsr.structure import ENCODINGS, draw_structure
+from samdiffsr.structure import OF_SAMPLING, draw_structure, structure_map
 
 Callback = Callable[[Any, int, int, dict], dict | None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -56,7 +57,7 @@ class Upscaler:
 
     Args:
         encoder, denoiser, scheduler: on one device.
-        config: the other arguments, all of them.
+        config: the other arguments; of models saved before they existed, without `mean_over` and `normalise`.
 
     Raises:
         ConfigError: parts that do not fit each other, or a value out of its range.
@@ -65,6 +66,7 @@ class Upscaler:
     _callback_tensor_inputs = ("latents",)
 
     def __init__(self, encoder: Any, denoiser: Any, scheduler: Any, config: Mapping[str, Any]) -> None:
+        config = {"mean_over": "region", "normalise": "none"} | dict(config)
         self._schedule = checked_parts(encoder, denoiser, scheduler, **config)
         self.encoder, self.denoiser, self.scheduler = encoder, denoiser, scheduler
         self.config = config
@@ -185,7 +187,7 @@ class Upscaler:
         set_timesteps(self.scheduler, steps, self._execution_device)
         with whole_picture(self._execution_device):
             model = TiledModel(self._networks(), pixels, kind=kind, **given)
-            estimate = estimate_structure(model, structure, self.config["encoding"])
+            estimate = estimate_structure(model, structure, {key: self.config[key] for key in OF_SAMPLING})
             x_0 = self._sample(model, estimate, generator, on_step)
             found = finish(model.assemble(x_0, output_type, detail=detail), output_type)
             return found, estimate, model
@@ -195,7 +197,8 @@ class Upscaler:
     ) -> Canvas:
         """x_0 of one image, in the steps that the scheduler is prepared for."""
         denoiser = partial(self.denoiser, level=model.level) if takes_level(self.denoiser) else self.denoiser
-        return reverse_process(model, denoiser, self.process, self.scheduler, structure, generator, on_step)
+        given = {"structure_input": takes_structure(self.denoiser), "on_step": on_step}
+        return reverse_process(model, denoiser, self.process, self.scheduler, structure, generator, **given)
 
     def check(
         self, steps: int, structure: Structure = "none", on_warning: Callable[[str], None] = lambda warning: None
@@ -213,6 +216,11 @@ class Upscaler:
         estimated = not (isinstance(structure, str) and structure == "none")
         if not estimated:
             self.process.check_without_estimate()
+            if takes_structure(self.denoiser):
+                raise ConfigError(
+                    "this model takes the structure map as an input, but structure is 'none': choose 'felzenszwalb', give a "
+                    "map, or 'model' if it has a structure head."
+                )
         warning = check_scheduler(self.scheduler, self.process, steps, estimated=estimated)
         if warning is not None:
             on_warning(warning)
@@ -256,6 +264,8 @@ def checked_parts(
     lr_divisor: int,
     detail: float,
     encoding: str,
+    mean_over: str,
+    normalise: str,
 ) -> NoiseSchedule:
     """Check the arguments of `SamDiffSRPipeline`, and lay the networks out for the device.
 
@@ -266,7 +276,8 @@ def checked_parts(
         ConfigError: parts that do not fit each other, or a value out of its range.
     """
     choose(base, {"bicubic": None, "encoder": None}, "base")
-    choose(encoding, ENCODINGS, "encoding")
+    of_structure = {"encoding": encoding, "mean_over": mean_over, "normalise": normalise}
+    structure_map(np.zeros((0, 1, 1), bool), **of_structure)  # pyright: ignore[reportArgumentType] - refuses unknown names
     schedule = schedule_of(scheduler)
     ModulatedProcess(schedule, shift, target)  # pyright: ignore[reportArgumentType] - refuses unknown names
     choose(str(lr_divisor), {"255": None, "256": None}, "lr_divisor")

@@ -14,7 +14,7 @@ from samdiffsr.diffusion.process import ModulatedProcess, Shift, Target
 from samdiffsr.diffusion.schedule import NoiseSchedule
 from samdiffsr.errors import ConfigError
 from samdiffsr.sampling.ranges import DETAIL
-from samdiffsr.structure import Encoding, MeanOver, Overlap
+from samdiffsr.structure import Encoding, MeanOver, Normalise, Overlap
 
 METADATA = "samdiffsr_config"  # the key under which weights carry the configuration that made them
 
@@ -127,6 +127,19 @@ class StructureConfig(_Frozen):
     encoding: Encoding = "rope"
     mean_over: MeanOver = "region"
     overlap: Overlap = "sum"
+    normalise: Normalise = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> "StructureConfig":
+        if self.map == "position" and self.encoding == "cosine":
+            raise ValueError(
+                "map 'position' needs an encoding of places, but 'cosine' compares areas; choose rope, sincos or linear"
+            )
+        if self.map == "position" and self.normalise != "none":
+            raise ValueError(
+                f"normalise {self.normalise!r} is of the maps of regions, but map is 'position'; choose none"
+            )
+        return self
 
 
 class StageConfig(_Frozen):
@@ -213,6 +226,11 @@ class DiffusionConfig(StageConfig):
             raise ValueError(
                 f"encoder_rate is {self.encoder_rate}, but base is 'encoder': the layers that make the base get no gradient in "
                 "stage 2 while those before them change, so the base decays; choose encoder_rate 0 or base 'bicubic'"
+            )
+        if self.network.get("structure_input") and not self.structure_weight:
+            raise ValueError(
+                "network.structure_input is true, so sampling needs an estimate of the structure map; train a structure head "
+                "too, with structure_weight above 0"
             )
         if self.steps > self.timesteps:
             raise ValueError(f"steps is {self.steps}, but must be at most timesteps, {self.timesteps}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from samdiffsr.data.dataset import Batch
 from samdiffsr.errors import ConfigError
 from samdiffsr.models.level import level_of, takes_level
+from samdiffsr.models.structure_head import takes_structure
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, LossConfig
 from samdiffsr.training.features import POOLED, FeatureLoss
@@ -171,7 +172,8 @@ class DiffusionObjective(Objective):
         start, structure = self._rollout(x_0, features, structure, batch, draws)
         noise = normal(draws["noise"], x_0.shape, x_0.device)
         x_t = self.process.add_noise(start, noise, t, structure)
-        prediction = self.network(x_t, t, features, **level_for(self.network, batch.level)).float()
+        given = level_for(self.network, batch.level) | structure_for(self.network, structure)
+        prediction = self.network(x_t, t, features, **given).float()
         target = self.process.training_target(noise, t, structure, x_0=x_0)
         terms = {"pixel": self.pixel_loss(prediction, target)} | terms
         if not self.has_discriminator and self.feature_loss is None:
@@ -193,8 +195,8 @@ class DiffusionObjective(Objective):
             last = torch.full_like(chosen, self.config.timesteps - 1)
             structure[chosen] = seen[chosen]
             x_t = self.process.modulate(noise, last, seen[chosen])
-            level = level_for(self.network, batch.level[chosen])
-            prediction = self.network(x_t, last, features[chosen], **level).float()
+            given = level_for(self.network, batch.level[chosen]) | structure_for(self.network, seen[chosen])
+            prediction = self.network(x_t, last, features[chosen], **given).float()
             start[chosen] = self.process.predict_x0(x_t, prediction, last, seen[chosen]).clamp(-1, 1)
         return start, structure
 
@@ -213,6 +215,11 @@ def known_level(encoder: nn.Module, batch: Batch) -> Tensor:
 def level_for(network: nn.Module, level: Tensor) -> dict[str, Tensor]:
     """`level` as an argument of the network, if it takes one."""
     return {"level": level} if takes_level(network) else {}
+
+
+def structure_for(network: nn.Module, structure: Tensor) -> dict[str, Tensor]:
+    """`structure` as an argument of the network, if it takes one."""
+    return {"structure": structure} if takes_structure(network) else {}
 
 
 def uniform(words: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from samdiffsr.models.unet import ConditionalUNet
 from samdiffsr.models.weights import load_network, with_level
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.sampling.schedulers import named_scheduler
+from samdiffsr.structure import OF_SAMPLING
 from samdiffsr.training import loop
 from samdiffsr.training.adversarial import new_adversarial_loss
 from samdiffsr.training.batches import Batches
@@ -34,7 +35,7 @@ from samdiffsr.training.validation import Upscale, Validation
 
 ENCODERS = {"light": LightEncoder, "paper": RRDBEncoder}
 DENOISERS = {"light": LightDenoiser, "paper": ConditionalUNet}
-PREPARE = {"encoding": "--encoding", "mean_over": "--mean-over", "overlap": "--overlap"}
+PREPARE = {"encoding": "--encoding", "mean_over": "--mean-over", "overlap": "--overlap", "normalise": "--normalise"}
 """How the maps of a prepared folder were made -> the option of `samdiffsr prepare` for it."""
 
 
@@ -235,7 +236,7 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
     made_with = photos.images.structure
     if isinstance(stage, DiffusionConfig) and made_with is not None:  # of ready maps it is not known
         for key, option in PREPARE.items():
-            wanted, given = getattr(stage.structure, key), made_with[key]
+            wanted, given = getattr(stage.structure, key), made_with.get(key, "none")  # normalise may be missing
             if given != wanted:
                 raise ConfigError(
                     f"diffusion.structure.{key} is {wanted!r}, but folder {config.photos} was prepared with {given!r}: "
@@ -355,7 +356,7 @@ def _pipeline(objective: DiffusionObjective, stage: DiffusionConfig) -> SamDiffS
         target=stage.target,
         steps=stage.steps,
         detail=stage.detail,
-        encoding=stage.structure.encoding,
+        **{key: getattr(stage.structure, key) for key in OF_SAMPLING},
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

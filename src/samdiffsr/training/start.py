@@ -14,6 +14,7 @@ from samdiffsr.models.level import takes_level
 from samdiffsr.models.light import LightEncoder
 from samdiffsr.models.weights import DEFAULT_MODEL
 from samdiffsr.sampling.schedulers import SCHEDULERS
+from samdiffsr.structure import OF_SAMPLING
 
 FAMILIES = {LightEncoder: "light", RRDBEncoder: "paper"}
 STRUCTURE_WEIGHT = 0.1  # of a model that has a structure head, so that the head learns on
@@ -46,7 +47,7 @@ def take_over(name: str, tree: Tree) -> Tree:
         "family": FAMILIES[type(pipe.encoder)],
         "encoder": {"start": str(folder / "encoder"), "data": degrade},
         "diffusion": diffusion
-        | {"start": str(folder), "data": degrade, "structure": {"encoding": pipe.config["encoding"]}},
+        | {"start": str(folder), "data": degrade, "structure": {key: pipe.config[key] for key in OF_SAMPLING}},
     }
     return _filled(tree, found)
 
