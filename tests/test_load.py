@@ -68,3 +68,14 @@ def test_a_folder_with_more_or_less_than_an_upscaler_needs_becomes_a_pipeline(
 
 def test_an_upscaler_of_a_released_checkpoint_is_its_pipeline() -> None:
     assert isinstance(load_upscaler(CHECKPOINT, "cpu"), SamDiffSRPipeline)
+
+
+def test_a_model_saved_before_its_maps_were_described_is_an_upscaler_still(tiny_pipe_dir: Path, tmp_path: Path) -> None:
+    """So is the embedded model: a pipeline would start slower."""
+    folder = Path(shutil.copytree(tiny_pipe_dir, tmp_path / "model"))
+    index = json.loads((folder / "model_index.json").read_text())
+    assert (index.pop("mean_over"), index.pop("normalise")) == ("region", "none")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for found in (load_upscaler(folder, "cpu"), load_upscaler("default", "cpu")):
+        assert type(found) is Upscaler
+        assert (found.config["mean_over"], found.config["normalise"]) == ("region", "none")

@@ -22,6 +22,13 @@ TINY = (
 )
 
 
+ARMS_MAPS = {
+    "released-position": ("none", "position"),
+    "unweighted": ("truth", "head"),
+    "condition": ("truth", "head", "other"),
+}
+
+
 @pytest.fixture
 def module(monkeypatch):
     """Modules of the study by name."""
@@ -94,6 +101,19 @@ def test_interrupted_it_goes_on_and_the_table_has_the_arms(place):
 
     other = study(place, "--arms", "none", "--size", "full")
     assert other.returncode == 2 and "use a new folder" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_the_ablations_train_and_score(place):
+    arms = ("released-position", "unweighted", "condition")
+    sizes = ("--set", "diffusion.network.width=8", "--set", "diffusion.network.blocks=1")
+    done = study(place, "--arms", "none", *arms, *sizes, output="ablations")
+    assert done.returncode == 0, done.stderr
+    scores = {arm: json.loads((place / f"ablations/light/scores/0-{arm}.json").read_text()) for arm in arms}
+    rows = {f"{arm}/{row['map']}": row for arm in arms for row in scores[arm] if row["image"] == "c"}
+    assert set(rows) == {f"{arm}/{name}" for arm in arms for name in ARMS_MAPS[arm]}
+    assert all(np.isfinite(row["psnr_y"]) for row in rows.values())
+    config = json.loads(next((place / "ablations/light/runs").rglob("condition-0/**/denoiser/config.json")).read_text())
+    assert config["structure_input"], "another override took it away"
 
 
 def test_a_photograph_that_was_trained_on_is_refused(place):

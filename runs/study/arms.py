@@ -46,6 +46,10 @@ ARMS = {
     "paper-other": Arm((*_PAPER, "structure.map=other"), ("other",)),
     "paper-constant": Arm((*_PAPER, "structure.map=constant"), ("constant",)),
     "paper-position": Arm((*_PAPER, "structure.map=position"), ("position",)),
+    # The ablations of the released configuration. (Normalised maps need a folder of their own, so they are no arm.)
+    "released-position": Arm(("shift=released", "structure.map=position"), ("none", "position")),
+    "unweighted": Arm(("shift=unweighted", _HEAD), ("truth", "head")),
+    "condition": Arm(("shift=none", _HEAD, "network.structure_input=true"), ("truth", "head", "other")),
     # The head shares nothing with the denoiser but the encoder: it can teach only one that learns. The base is not its
     # estimate, for the last layers of the encoder get no gradient: it fell to 15 dB.
     "learning": Arm(("shift=none", *_LEARNING), ("none",)),
@@ -64,6 +68,7 @@ CONTRASTS = (
     ("bridge/truth", "bridge-constant/constant"),
     ("bridge/truth", "bridge-position/position"),
     ("bridge/head", "bridge/truth"),
+    ("condition/truth", "condition/other"),
     ("bridge/felzenszwalb", "bridge/truth"),
 )
 """Pairs of arm/map to subtract, besides each arm and its reference."""

@@ -1,5 +1,6 @@
 """Masks on disk and aligned crops of a prepared folder."""
 
+import json
 import pickle
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 
 from samdiffsr import SamDiffSRError, imresize
 from samdiffsr.data.dataset import JointCrop, PreparedImages, PreparedPhotos
+from samdiffsr.data.example import PrepareOptions
+from samdiffsr.data.prepare import prepare_folder
 from samdiffsr.masks.records import decode, read_records
 from support import prepare, write_masks
 
@@ -246,3 +249,29 @@ def test_a_margin_is_the_image_itself_and_mirrored_beyond_it(top, left):
     wide = np.pad(image, ((32, 32), (32, 32), (0, 0)), "symmetric")
     found = JointCrop(top, left, 6).with_margin(image, 3)
     assert np.array_equal(found, wide[32 + 4 * top - 12 : 32 + 4 * top + 36, 32 + 4 * left - 12 : 32 + 4 * left + 36])
+
+
+@pytest.mark.parametrize("encoding", ["cosine", "sincos", "linear"])
+def test_maps_of_an_encoding_whose_formula_changed_are_refused(photos, encoding):
+    """A folder from before the released formulas says nothing of them. Nothing reads it, and nothing is added to it."""
+    options = PrepareOptions(encoding=encoding)
+    prepare_folder(photos / "hr", photos / "masks", photos / "out", options=options)
+    assert PreparedImages(photos / "out").structure["encoding"] == encoding
+    file = photos / "out/manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["structure"]["formulas"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(SamDiffSRError, match=f"encoding '{encoding}' when that was another formula; prepare it again"):
+        PreparedImages(photos / "out")
+    with pytest.raises(SamDiffSRError, match="another formula"):
+        prepare_folder(photos / "hr", photos / "masks", photos / "out", options=options)
+
+
+def test_older_maps_of_rope_are_still_read(photos):
+    prepare(photos)
+    assert json.loads((photos / "out/manifest.json").read_text())["structure"] == {
+        "encoding": "rope",
+        "mean_over": "region",
+        "overlap": "sum",
+    }
+    assert PreparedImages(photos / "out").structure["encoding"] == "rope"

@@ -1,11 +1,13 @@
 """Refusals before the start, and the plan that --dry-run prints."""
 
 import math
+import re
 
 import pytest
 
 from samdiffsr import SamDiffSRError
 from samdiffsr.cli import main
+from samdiffsr.models.structure_head import takes_structure
 from samdiffsr.training.config import load_config
 from samdiffsr.training.run import check, train_diffusion, train_encoder
 from support import quiet, tiny
@@ -84,3 +86,18 @@ def test_impossible_networks_are_refused(photos, tmp_path, sizes):
     for stage in ("encoder", "diffusion"):
         with pytest.raises(SamDiffSRError, match=sizes.partition("=")[2]):
             check(tiny(photos, tmp_path / "run", f"{stage}.network.{sizes}"), BOTH)
+
+
+@pytest.mark.parametrize(("built", "wanted"), [("false", "true"), ("true", "false")])
+def test_a_started_denoiser_takes_the_map_or_not_as_it_was_built(photos, tmp_path, built, wanted):
+    head = "diffusion.structure_weight=0.1"
+    first = tiny(photos, tmp_path / "first", head, f"diffusion.network.structure_input={built}")
+    train_encoder(first, resume=False, on_update=quiet)
+    model = train_diffusion(first, resume=False, on_update=quiet)
+    options = (head, f"diffusion.start={model}", f"encoder.start={model / 'encoder'}")
+    message = f"structure_input is {wanted}, but for the denoiser in {re.escape(str(model))} it is {built}"
+    with pytest.raises(SamDiffSRError, match=message):
+        check(tiny(photos, tmp_path / "run", *options, f"diffusion.network.structure_input={wanted}"), BOTH)
+    for same in ((), (f"diffusion.network.structure_input={built}",)):
+        network = check(tiny(photos, tmp_path / "run", *options, *same), BOTH)["diffusion"].network
+        assert takes_structure(network) == (built == "true")

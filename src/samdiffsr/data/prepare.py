@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
-from samdiffsr.data import SCHEMA
+from samdiffsr.data import FORMULAS, SCHEMA
 from samdiffsr.data.example import PrepareOptions, Regions, Sources, prepare_example
 from samdiffsr.data.pairs import find_partners
 from samdiffsr.data.shards import MEMBERS, ShardWriter, read_manifest
@@ -93,6 +93,8 @@ def header(kind: Regions, options: PrepareOptions, targets: Sequence[str], *, ow
     """The properties that two prepared folders must share to be the same kind of data; "targets" only if there are any, and
     "lr" only if the LR images are the user's own."""
     encoding = options.structure if kind == "masks" else None
+    if encoding is not None and options.encoding != "rope":
+        encoding = encoding | {"formulas": FORMULAS}
     found = {"schema": SCHEMA, "scale": SCALE, "regions": kind, "structure": encoding}
     return found | ({"targets": list(targets)} if targets else {}) | ({"lr": "own"} if own_lr else {})
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from samdiffsr.data import SCHEMA
+from samdiffsr.data import FORMULAS, SCHEMA
 from samdiffsr.errors import ConfigError
 from samdiffsr.resize import SCALE
 
@@ -104,6 +104,12 @@ def read_manifest(folder: Path) -> dict:
         ) from None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise ConfigError(f"folder {folder} was prepared by another version; prepare it again in a new folder.")
+    made_with = manifest.get("structure") or {"encoding": "rope"}
+    if made_with["encoding"] != "rope" and made_with.get("formulas") != FORMULAS:
+        raise ConfigError(
+            f"folder {folder} was prepared with encoding {made_with['encoding']!r} when that was another formula; "
+            "prepare it again in a new folder."
+        )
     return manifest
 
 

@@ -141,6 +141,16 @@ class StructureConfig(_Frozen):
             )
         return self
 
+    def check_prepared(self, folder: Path, made_with: dict[str, str]) -> None:
+        """Refuse a prepared folder whose maps were made with other options of `samdiffsr prepare`."""
+        for key in ("encoding", "mean_over", "overlap", "normalise"):
+            wanted, given = getattr(self, key), made_with.get(key, "none")  # normalise may be missing
+            if given != wanted:
+                raise ConfigError(
+                    f"diffusion.structure.{key} is {wanted!r}, but folder {folder} was prepared with {given!r}: prepare the "
+                    f"photographs with --{key.replace('_', '-')} {wanted}, or set diffusion.structure.{key}={given}."
+                )
+
 
 class StageConfig(_Frozen):
     """The fields of both stages. `network` holds the arguments of the network class."""

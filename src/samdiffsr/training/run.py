@@ -18,6 +18,7 @@ from samdiffsr.files import whole_folder
 from samdiffsr.models.encoder import RRDBEncoder
 from samdiffsr.models.level import takes_level
 from samdiffsr.models.light import LightDenoiser, LightEncoder
+from samdiffsr.models.structure_head import takes_structure
 from samdiffsr.models.unet import ConditionalUNet
 from samdiffsr.models.weights import load_network, with_level
 from samdiffsr.pipeline import SamDiffSRPipeline
@@ -35,8 +36,6 @@ from samdiffsr.training.validation import Upscale, Validation
 
 ENCODERS = {"light": LightEncoder, "paper": RRDBEncoder}
 DENOISERS = {"light": LightDenoiser, "paper": ConditionalUNet}
-PREPARE = {"encoding": "--encoding", "mean_over": "--mean-over", "overlap": "--overlap", "normalise": "--normalise"}
-"""How the maps of a prepared folder were made -> the option of `samdiffsr prepare` for it."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,12 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionObj
         raise ConfigError(
             f"diffusion.structure_weight is {stage.structure_weight}, but the denoiser in {stage.start} has no structure head."
         )
+    wanted = stage.network.get("structure_input")
+    if wanted is not None and bool(wanted) != takes_structure(network):
+        raise ConfigError(
+            f"diffusion.network.structure_input is {str(wanted).lower()}, but for the denoiser in {stage.start} it is "
+            f"{str(takes_structure(network)).lower()}: leave it out, or train a new denoiser without diffusion.start."
+        )
     channels = network.config["feature_channels"]  # pyright: ignore[reportIndexIssue, reportArgumentType]
     if channels != encoder.feature_channels:
         raise ConfigError(
@@ -235,13 +240,7 @@ def open_photos(config: TrainConfig, stage: StageConfig) -> PreparedPhotos:
         )
     made_with = photos.images.structure
     if isinstance(stage, DiffusionConfig) and made_with is not None:  # of ready maps it is not known
-        for key, option in PREPARE.items():
-            wanted, given = getattr(stage.structure, key), made_with.get(key, "none")  # normalise may be missing
-            if given != wanted:
-                raise ConfigError(
-                    f"diffusion.structure.{key} is {wanted!r}, but folder {config.photos} was prepared with {given!r}: "
-                    f"prepare the photographs with {option} {wanted}, or set diffusion.structure.{key}={given}."
-                )
+        stage.structure.check_prepared(config.photos, made_with)
     return photos
 
 
