@@ -74,7 +74,7 @@ def _photograph(file: Path, mask_file: Path, side: int) -> Photograph:
         "truth": truth,
         "position": position_window(ENCODING, shape, *window),
         "constant": constant_map(torch.from_numpy(truth)[None, None])[0, 0].numpy(),
-        "felzenszwalb": segmented(enlarged, ENCODING)[window],
+        "felzenszwalb": segmented(enlarged, encoding=ENCODING)[window],
     }
     return Photograph(file.stem, hr, imresize(hr, 1 / SCALE), maps, _border(regions, shape)[window])
 

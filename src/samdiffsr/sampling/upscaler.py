@@ -66,7 +66,8 @@ class Upscaler:
     _callback_tensor_inputs = ("latents",)
 
     def __init__(self, encoder: Any, denoiser: Any, scheduler: Any, config: Mapping[str, Any]) -> None:
-        config = {"mean_over": "region", "normalise": "none"} | dict(config)
+        of_maps: dict[str, Any] = {"mean_over": "region", "normalise": "none"}
+        config = of_maps | dict(config)
         self._schedule = checked_parts(encoder, denoiser, scheduler, **config)
         self.encoder, self.denoiser, self.scheduler = encoder, denoiser, scheduler
         self.config = config
