@@ -243,6 +243,30 @@ def test_feature_loss_is_part_of_the_total(photos, feature_file):
     assert values[0.2]["pixel"].item() == values[0.1]["pixel"].item()
 
 
+@pytest.mark.parametrize("stage", ["encoder", "diffusion"])
+def test_level_gain_weighs_what_judges_damaged_inputs(photos, feature_file, stage):
+    """The features' gradient of an example at level 0.5 under gain 3 is 2.5 times as large; values and pixel loss stay."""
+    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 1)
+    found = {}
+    for gain, level in ((0, 0.5), (3, 0.5), (3, 0.0), (3, math.nan)):
+        options = {"features_weight": 0.1, "features_file": feature_file, "level_gain": gain}
+        if stage == "diffusion":
+            loss, network = _stage(target="sample", loss=LossConfig(**options))
+        else:
+            torch.manual_seed(0)
+            network, optim = LightEncoder(width=8, blocks=1), OptimConfig(updates=1, learning_rate=0.1)
+            loss = EncoderObjective(network, EncoderConfig(optim=optim, loss=EncoderLossConfig(**options)))
+        terms = terms_of(loss, replace(batch, level=torch.tensor([level])))
+        by = {name: torch.autograd.grad(terms[name], network.head.weight, retain_graph=True)[0] for name in terms}
+        found[gain, str(level)] = {name: term.item() for name, term in terms.items()}, by["pixel"], by["features"]
+    values, pixel, features = found[0, "0.5"]
+    assert float(features.abs().max()) > 0
+    for key, gain in (((3, "0.5"), 2.5), ((3, "0.0"), 1), ((3, "nan"), 1)):
+        assert found[key][0] == values
+        torch.testing.assert_close(found[key][1], pixel)
+        torch.testing.assert_close(found[key][2], gain * features)
+
+
 def test_noise_of_an_example_is_its_own_and_standard_normal():
     shape = torch.Size((4, 3, 64, 64))
     noise = normal([5, 6, 7, 8], shape, CPU)

@@ -98,6 +98,9 @@ class LossConfig(_Frozen):
     )
     discriminator_width: int = Field(48, ge=1, description="channels of the discriminator's first layer")
     discriminator_rate: float = Field(2e-4, gt=0, description="its learning rate, under the same warm-up and schedule")
+    level_gain: float = Field(
+        0.0, ge=0, description="of an example, feature distance and adversarial term count 1 + level_gain x its level"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "LossConfig":

@@ -77,7 +77,7 @@ class Objective(nn.Module, ABC):
     def __init__(self, loss: LossConfig) -> None:
         super().__init__()
         self.pixel_loss, self.features_weight = PIXEL_LOSSES[loss.pixel], loss.features_weight
-        self.has_discriminator = loss.adversarial_weight > 0
+        self.has_discriminator, self.level_gain = loss.adversarial_weight > 0, loss.level_gain
         self.feature_loss = FeatureLoss(loss.features_file) if loss.features_file else None
 
     def draws(self, seed: int, first: int, count: int) -> dict[str, Any]:
@@ -97,6 +97,14 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """The loss of one batch."""
+
+    def _by_level(self, estimate: Tensor, level: Tensor) -> Tensor:
+        """The same values, whose gradient is that of `estimate` times 1 + level_gain x level (N,); unknown levels count 0.
+
+        The more an input is damaged, the less its pixels can be right, and the more the result must look like a photograph.
+        """
+        gain = 1 + self.level_gain * level.nan_to_num(0.0).reshape(-1, 1, 1, 1)
+        return estimate.detach() + gain * (estimate - estimate.detach())
 
     def _feature_terms(self, estimate: Tensor, hr: Tensor, phase: list) -> dict[str, Tensor]:
         if self.feature_loss is None:
@@ -125,6 +133,7 @@ class EncoderObjective(Objective):
             # Unknown levels teach nothing.
             wanted = torch.where(batch.level.isnan(), found.detach(), batch.level.sqrt())
             terms["level"] = self.level_weight * F.mse_loss(found, wanted)
+        estimate = self._by_level(estimate, level)
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
 
@@ -179,7 +188,7 @@ class DiffusionObjective(Objective):
         if not self.has_discriminator and self.feature_loss is None:
             return Outcome(terms, None, None)
         x_0 = self.process.predict_x0(x_t, prediction, t, structure).clamp(-1, 1)
-        estimate = (x_0 / scale + base).clamp(-1, 1)
+        estimate = self._by_level((x_0 / scale + base).clamp(-1, 1), batch.level)
         return Outcome(terms | self._feature_terms(estimate, batch.hr, draws["phase"]), estimate, base)
 
     @torch.no_grad()
