@@ -38,13 +38,13 @@ def able_pipe():
     from diffusers import DDIMScheduler
 
     from samdiffsr import LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRPipeline
-    from samdiffsr.models.weights import with_level
+    from samdiffsr.models.weights import with_options
     from samdiffsr.sampling.schedulers import make_scheduler
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        encoder = with_level(LightEncoder(width=16, blocks=1))
-        denoiser = with_level(LightDenoiser(width=16, blocks=1, feature_channels=16, with_structure=True))
+        encoder = with_options(LightEncoder(width=16, blocks=1), level=True)
+        denoiser = with_options(LightDenoiser(width=16, blocks=1, feature_channels=16, with_structure=True), level=True)
         for network in (encoder, denoiser):
             for name, weight in network.named_parameters():
                 if "level_embedding" in name or "film" in name:  # 0 in a new network: it would not look at the level

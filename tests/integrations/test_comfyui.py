@@ -14,7 +14,7 @@ from comfyui_host import Host, InterruptProcessingException
 
 from samdiffsr.errors import CheckpointError, ConfigError
 from samdiffsr.images import Picture, to_8_bit, to_16_bit
-from samdiffsr.models.weights import with_level
+from samdiffsr.models.weights import with_options
 from samdiffsr.upscale.enlarge import enlarge
 from samdiffsr.upscale.settings import Settings
 from samdiffsr.upscale.size import MAX_SCALE
@@ -117,7 +117,7 @@ def test_defaults_are_those_of_the_model(host, tiny_pipe, images):
 
 
 def test_clean_is_estimated_unless_it_is_given(host, tiny_pipe, images):
-    encoder, denoiser = with_level(tiny_pipe.encoder), with_level(tiny_pipe.denoiser)
+    encoder, denoiser = with_options(tiny_pipe.encoder, level=True), with_options(tiny_pipe.denoiser, level=True)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         for name, weight in (*encoder.named_parameters(), *denoiser.named_parameters()):

@@ -5,7 +5,7 @@ import torch
 
 from samdiffsr.models.level import LevelEmbedding, LevelHead
 from samdiffsr.models.light import LightDenoiser, LightEncoder
-from samdiffsr.models.weights import load_network, with_level
+from samdiffsr.models.weights import load_network, with_options
 
 LEVELS = torch.tensor([0.0, 0.4, 1.0])
 
@@ -51,13 +51,13 @@ def test_without_the_input_there_is_no_new_weight(encoder, denoiser):
 
 def test_added_to_a_trained_network_it_changes_nothing(encoder, denoiser):
     disturb(encoder), disturb(denoiser)
-    assert torch.equal(encoded(encoder), encoded(with_level(encoder), LEVELS))
-    assert torch.equal(denoised(denoiser), denoised(with_level(denoiser), LEVELS))
+    assert torch.equal(encoded(encoder), encoded(with_options(encoder, level=True), LEVELS))
+    assert torch.equal(denoised(denoiser), denoised(with_options(denoiser, level=True), LEVELS))
 
 
 def test_at_level_0_it_changes_nothing_even_after_training(encoder, denoiser):
     """And at other levels it does, for each example by its own."""
-    for network, run in ((with_level(encoder), encoded), (with_level(denoiser), denoised)):
+    for network, run in ((with_options(encoder, level=True), encoded), (with_options(denoiser, level=True), denoised)):
         disturb(network)
         plain, found = run(network), run(network, LEVELS)
         assert torch.equal(run(network, torch.zeros(3)), plain)
@@ -69,7 +69,7 @@ def test_at_level_0_it_changes_nothing_even_after_training(encoder, denoiser):
 
 def test_one_image_and_many_agree(encoder, denoiser):
     """One image goes another way through a block than several."""
-    encoder, denoiser = disturb(with_level(encoder)), disturb(with_level(denoiser))
+    encoder, denoiser = disturb(with_options(encoder, level=True)), disturb(with_options(denoiser, level=True))
     lr, x_t, features = torch.rand(2, 3, 7, 5), torch.randn(2, 3, 28, 20), torch.randn(2, 8, 7, 5)
     level, t = torch.tensor([0.3, 0.9]), torch.tensor([3, 70])
     with torch.no_grad():
@@ -82,7 +82,10 @@ def test_one_image_and_many_agree(encoder, denoiser):
 
 def test_everything_new_learns(encoder, denoiser):
     """No gradient is lost between two zeros, not even in a network that is new altogether, whose films are zero too."""
-    for network, run in ((with_level(encoder), encoder_loss), (with_level(denoiser), denoiser_loss)):
+    for network, run in (
+        (with_options(encoder, level=True), encoder_loss),
+        (with_options(denoiser, level=True), denoiser_loss),
+    ):
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
         for _ in range(3):
             optimizer.step()
@@ -105,7 +108,7 @@ def denoiser_loss(denoiser):
 
 
 def test_saved_and_loaded(encoder, tmp_path):
-    network = disturb(with_level(encoder))
+    network = disturb(with_options(encoder, level=True))
     network.save_pretrained(tmp_path)
     assert torch.equal(encoded(load_network(LightEncoder, tmp_path), LEVELS), encoded(network, LEVELS))
 

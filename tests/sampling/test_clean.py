@@ -8,7 +8,7 @@ import samdiffsr.sampling.tiled
 from samdiffsr import LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRPipeline
 from samdiffsr.errors import ConfigError
 from samdiffsr.models.level import WIDTH
-from samdiffsr.models.weights import with_level
+from samdiffsr.models.weights import with_options
 from samdiffsr.sampling.schedulers import named_scheduler
 
 
@@ -37,7 +37,7 @@ def plain():
 @pytest.fixture
 def levelled(plain):
     """The same model with the input, whose new weights are as after training: not zero."""
-    encoder, denoiser = with_level(plain.encoder), with_level(plain.denoiser)
+    encoder, denoiser = with_options(plain.encoder, level=True), with_options(plain.denoiser, level=True)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weight in [*encoder.named_parameters(), *denoiser.named_parameters()]:

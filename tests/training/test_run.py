@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from samdiffsr import SamDiffSRError, SamDiffSRPipeline
-from samdiffsr.training.run import train_diffusion, train_encoder
+from samdiffsr.training.run import check, train_diffusion, train_encoder
 from support import quiet, same, tiny, weights
 
 
@@ -57,6 +57,10 @@ def test_training_further_starts_from_the_given_networks(photos, tmp_path):
     found = weights(train_encoder(again, resume=False, on_update=quiet))["weights"]
     for name, tensor in weights(tmp_path / "first/encoder/weights")["weights"].items():
         torch.testing.assert_close(found[name], tensor, atol=1e-8, rtol=1e-6)
+    limited = check(
+        tiny(photos, tmp_path / "x", f"encoder.start={model / 'encoder'}", "encoder.network.limit=3"), ("encoder",)
+    )
+    assert limited["encoder"].network.config["limit"] == 3
     with pytest.raises(SamDiffSRError, match="no encoder"):
         train_encoder(tiny(photos, tmp_path / "x", "encoder.start=x"), resume=False, on_update=quiet)
     with pytest.raises(SamDiffSRError, match="no denoiser"):

@@ -52,16 +52,17 @@ def move(network: nn.Module, *where: Any, **layout: Any) -> None:
     nn.Module.to(network, *where, **layout)
 
 
-def with_level(network: Any, seed: int = 0) -> Any:
-    """A copy of a light network that takes the level of degradation; before it is trained, no level changes what it returns.
+def with_options(network: Any, seed: int = 0, **options: Any) -> Any:
+    """A copy of a light network with other options, which take none of its weights away.
 
     Args:
-        seed: of the new weights.
+        seed: of new weights.
+        options: `level`, an input that changes nothing before it is trained, or `limit`.
     """
     arguments = {name: value for name, value in network.config.items() if not name.startswith("_")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        copy = type(network)(**arguments | {"level": True})
+        copy = type(network)(**arguments | options)
     unknown = copy.load_state_dict(network.state_dict(), strict=False).unexpected_keys
     assert not unknown, unknown
     return copy.train(network.training)

@@ -20,7 +20,7 @@ from samdiffsr.models.level import takes_level
 from samdiffsr.models.light import LightDenoiser, LightEncoder
 from samdiffsr.models.structure_head import takes_structure
 from samdiffsr.models.unet import ConditionalUNet
-from samdiffsr.models.weights import load_network, with_level
+from samdiffsr.models.weights import load_network, with_options
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.sampling.schedulers import named_scheduler
 from samdiffsr.structure import OF_SAMPLING
@@ -190,13 +190,14 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionObj
 
 
 def _started(kind: type[nn.Module], folder: Path, stage: StageConfig, seed: int) -> nn.Module:
-    """The network in `folder`; if the configuration wants a level of one that takes none, the input is added."""
+    """The network in `folder`, with the level as an input and the limit that the configuration adds to it."""
     network = load_network(kind, folder)
-    if not stage.network.get("level") or takes_level(network):
-        return network
-    if not hasattr(network, "takes_level"):
-        raise ConfigError(f"network.level is true, but {kind.__name__} cannot take a level.")
-    return with_level(network, seed)
+    wanted = {name: stage.network[name] for name in ("level", "limit") if stage.network.get(name)}
+    for name, value in wanted.items():
+        if name not in network.config:
+            raise ConfigError(f"network.{name} is {value}, but {kind.__name__} has no {name}.")
+    added = {name: value for name, value in wanted.items() if network.config[name] != value}
+    return with_options(network, seed, **added) if added else network
 
 
 def build(network: type[nn.Module], stage: StageConfig, seed: int, **more: Any) -> nn.Module:
