@@ -248,6 +248,11 @@ def test_settings_that_not_every_model_has(page, open_page, able_pipe, tmp_path)
     with Image.open(source) as image:
         level = able_pipe(image, num_inference_steps=1).levels[0]
     assert page.at("caption-clean").text == f"(cleaned: {level:.2f}, estimated)"
+    page.resize(*PHONE)
+    right = "const range = document.createRange(); range.selectNodeContents(document.getElementById('caption-clean'));"
+    right += "return range.getBoundingClientRect().right"
+    assert page.browser.execute_script(right) <= page.at("save").location["x"]
+    page.resize(*DESK)
     page.at("consistency").click()
     page.at("start").click()  # without the level, which would contradict it
     page.wait_for_all()

@@ -1,15 +1,19 @@
 """Whom a server answers, what it lets out, and what bad input and bad clients do to it."""
 
 import os
+import re
 import socket
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from fuzz import MAX_PIXELS, cases
 from samdiffsr.errors import ConfigError
+from samdiffsr.sampling.ranges import Precision
+from samdiffsr.upscale.settings import FORMATS
 from samdiffsr.web.limits import Access, Limits, open_socket, token_from
 from support import noise_image
 
@@ -44,6 +48,13 @@ def test_a_name_can_be_allowed(make_client) -> None:
     assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 421
 
 
+@pytest.mark.parametrize("name", ["http://photos.example", "photos.example:8000", "photos.example/x", ""])
+def test_an_allowed_name_that_no_client_sends_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be a name alone, as in photos\.example"):
+        Access(frozenset({name}))
+    assert Access(frozenset({"::1", "[::1]", "fe80::1%eth0"})).knows("[::1]:80")
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1", "http://127.0.0.1"])
 def test_other_pages_cannot_make_it_work(client, picture, origin) -> None:
     assert post(client, picture, headers={"origin": origin}).status_code == 403
@@ -76,7 +87,17 @@ def test_the_page_loads_nothing_from_elsewhere(client) -> None:
             assert " style=" not in text and "onclick=" not in text, f"{file.name}: the policy forbids it"
             assert client.get(f"/static/{file.name}").status_code == 200
     for page in ("/", "/docs"):
-        assert client.get(page).headers["content-type"].startswith("text/html")
+        for answer in (client.get(page), client.head(page)):
+            assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+
+
+def test_the_page_offers_every_format_and_precision() -> None:
+    from samdiffsr.web.app import STATIC
+
+    text = (STATIC / "index.html").read_text()
+    for name, choices in (("format", FORMATS), ("precision", get_args(Precision))):
+        (offered,) = re.findall(rf'<select id="{name}".*?</select>', text, re.DOTALL)
+        assert tuple(re.findall(r'<option value="(\w+)">', offered)) == choices
 
 
 # --- token ------------------------------------------------------------------------------------------------------------

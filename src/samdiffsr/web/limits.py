@@ -47,17 +47,29 @@ class Access:
     hosts: frozenset[str] = frozenset()
     token: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in self.hosts:
+            if (not name or {*"/:@"} & set(name)) and not _is_address(name):
+                raise ConfigError(
+                    f"The host {name!r} must be a name alone, as in photos.example; leave out scheme, port and path."
+                )
+
     def knows(self, host: str) -> bool:
         """Whether the server answers to this value of the Host header."""
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         name = name.lower()
         if name == "localhost" or name in self.hosts:
             return True
-        try:
-            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-        except ValueError:
-            return False
-        return True
+        return _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    """Whether this is an IP address, with or without the brackets of a URL."""
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def token_from(variable: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const form = $("settings");
-let standard = { steps: 2, detail: 1 };
+let standard = { steps: 1, detail: 0.7 };
 let fields = {};
 
 const plain = (id) => $(id).value.trim().replace(",", ".");
@@ -66,8 +66,8 @@ function update() {
   $("clean-field").disabled = $("consistency").checked;
   $("clean-help").textContent = $("consistency").checked ? "Off, because the result is to stay exact when it is reduced again." : CLEANS[form.elements.clean.value];
   $("other-size").hidden = form.elements["size-kind"].value !== "other";
-  $("quality-field").hidden = !["jpg", "webp", "avif"].includes($("format").value);
-  $("quality").placeholder = $("format").value === "webp" ? "lossless" : "95";
+  $("quality-field").hidden = !["jpg", "webp", "avif", "jxl"].includes($("format").value);
+  $("quality").placeholder = ["webp", "jxl"].includes($("format").value) ? "lossless" : "95";
   const detail = Number($("detail").value);
   $("detail-value").value = detail.toFixed(2) + (detail === standard.detail ? " (default)" : "");
 }
