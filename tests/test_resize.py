@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samdiffsr import SamDiffSRError, imresize, imresize_tensor
+from samdiffsr.resize import imresize_rows
 from support import GOLDEN
 
 RELEASED = np.load(GOLDEN / "released_small.npz")
@@ -101,6 +102,16 @@ def test_blocks_change_nothing(monkeypatch, dtype):
     monkeypatch.setattr("samdiffsr.resize._BLOCK", 100)
     for expected, scale in zip(whole, (0.25, 2.7), strict=True):
         np.testing.assert_array_equal(imresize(image, scale), expected)
+
+
+@pytest.mark.parametrize(("size", "rows"), [((76, 44), (20, 41)), ((9, 7), (3, 6)), ((48, 11), (0, 30))])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_rows_of_a_band_are_those_of_the_whole(size, rows, dtype):
+    image = (np.random.default_rng(3).random((19, 11, 3)) * 255).astype(dtype)
+    first = max(0, rows[0] * 19 // size[0] - 5)
+    band = image[first : rows[1] * 19 // size[0] + 6]
+    found = imresize_rows(band, size, first=first, height=19, rows=rows)
+    assert np.array_equal(found, imresize(image, size=size)[slice(*rows)])
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,31 @@ def imresize(image: np.ndarray, scale: float | None = None, size: tuple[int, int
     return out.astype(image.dtype, copy=False)
 
 
+def imresize_rows(
+    band: np.ndarray, size: tuple[int, int], *, first: int, height: int, rows: tuple[int, int]
+) -> np.ndarray:
+    """Rows `rows[0]` to `rows[1]` of `imresize(image, size=size)`, from a band of the image.
+
+    Where the kernel reaches beyond the band, the band's last row repeats; only at the image's own border is that what the
+    whole image would give.
+
+    Args:
+        band: the rows of the image from `first` on, in a form that `imresize` takes.
+        size: (height, width) of the whole result.
+        height: of the whole image.
+
+    Returns:
+        (rows[1] - rows[0], width) or with channels, of the band's dtype.
+    """
+    out = band
+    for axis, out_length, factor in _plan((height, band.shape[1]), None, size):
+        index, weight = _taps(out.shape[1] if axis else height, out_length, factor)
+        if axis == 0:
+            index, weight = (index[slice(*rows)] - first).clip(0, len(band) - 1), weight[slice(*rows)]
+        out = _pass(out, axis, index, weight)
+    return out.astype(band.dtype, copy=False)
+
+
 def _pass(image: np.ndarray, axis: int, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Weighted sums along one axis, block after block of it: floats as float64, integers rounded to their own kind."""
     whole = np.issubdtype(image.dtype, np.integer)

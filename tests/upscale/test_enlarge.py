@@ -1,5 +1,6 @@
 """One picture larger: any size, transparency without fringes, colours that do not shift, consistency with the input."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -200,17 +201,47 @@ def test_consistency_with_noise_stays_a_picture() -> None:
     assert after < 0.4 * before
 
 
-@pytest.mark.parametrize("strip", [16, 100])
-def test_consistency_holds_in_strips(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    lr = imresize(RNG.integers(0, 256, (30, 3, 3), dtype=np.uint8), size=(150, 9))
-    start = to_16_bit(imresize(lr, 4))
+@pytest.mark.parametrize("size", [(600, 36), (375, 23), (150, 9)])
+def test_consistency_in_strips_gives_the_bits_of_the_whole(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On noise, where every strip takes all rounds; factors 4, 2.5 and 1."""
+    lr = RNG.integers(0, 256, (150, 9, 3), dtype=np.uint8)
+    start = to_16_bit(imresize(lr, size=size))
     start += RNG.integers(0, 3000, start.shape, dtype=np.uint16) * (start < 60000)
     whole = consistent(lr, start.copy())  # one strip
-    monkeypatch.setattr("samdiffsr.upscale.enlarge._STRIP", strip)
-    found = consistent(lr, start.copy())
-    assert np.abs(found.astype(int) - whole).mean() < 16  # of 65535; a strip gets only the rounds that it needs
-    assert np.abs(imresize(found / 257.0, 1 / 4) - lr).max() < 0.15
     assert np.abs(whole.astype(int) - start).max() > 300
+    monkeypatch.setattr("samdiffsr.upscale.enlarge._STRIP", 1)  # of 24 rows of the input, the fewest
+    assert np.array_equal(consistent(lr, start.copy()), whole)
+
+
+@pytest.mark.parametrize("size", [(600, 36), (375, 23)])
+def test_a_strip_gets_only_the_rounds_that_it_needs(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    lr = imresize(RNG.integers(0, 256, (30, 3, 3), dtype=np.uint8), size=(150, 9))
+    start = to_16_bit(imresize(lr, size=size))
+    start += RNG.integers(0, 3000, start.shape, dtype=np.uint16) * (start < 60000)
+    whole = consistent(lr, start.copy())
+    monkeypatch.setattr("samdiffsr.upscale.enlarge._STRIP", 1)
+    found = consistent(lr, start.copy())
+    assert np.abs(found.astype(int) - whole).max() < 128  # of 65535: half a grey level of 255
+    assert np.abs(imresize(found / 257.0, size=lr.shape[:2]) - lr).max() < 0.25
+
+
+@pytest.mark.parametrize("scale", [4, 2.5])
+def test_consistency_takes_memory_for_a_strip(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times the height takes hardly more, at a factor that is no whole number too."""
+    monkeypatch.setattr("samdiffsr.upscale.enlarge._STRIP", 1)
+
+    def taken(height: int) -> int:
+        lr = imresize(RNG.integers(0, 256, (height // 4, 50, 3), dtype=np.uint8), size=(height, 200))
+        sr = to_16_bit(imresize(lr, scale))
+        tracemalloc.start()
+        consistent(lr, sr)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert taken(360) < 1.3 * taken(120)
 
 
 # --- transparency ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 from samdiffsr.errors import TooLargeError
 from samdiffsr.images import MAX_PIXELS, Picture, to_8_bit, to_16_bit
 from samdiffsr.images.metadata import with_run
-from samdiffsr.resize import SCALE, imresize
+from samdiffsr.resize import SCALE, imresize, imresize_rows
 from samdiffsr.structure import draw_structure
 from samdiffsr.upscale.settings import Settings
 from samdiffsr.upscale.size import OutputSize, passes
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _LEVELS = 65_536
 _ROUNDS = 12  # of back-projection
-_STRIP = 1024  # rows of the result that are projected at once
-_BESIDE = 24  # rows of the input that are seen on both sides of them
+_STRIP = 2**21  # pixels of the result that are projected at once, but no fewer than `_BESIDE` rows of the input
+_BESIDE = 24  # rows of the input that are seen on both sides of a strip
 _ROWS = 256  # rows at once, where a copy of the whole picture is not needed
 _PLAIN = 8.0  # standard deviation in grey levels below which a frame does not show how degraded a moving picture is
 
@@ -258,40 +258,40 @@ def consistent(lr: np.ndarray, sr: np.ndarray) -> np.ndarray:
     eigenvalues lie between 0.22 and 1 (measured); five rounds then end below a quarter of a level. Where no picture between
     black and white reduces to `lr`, as with noise, it ends near one that almost does.
 
-    Where each side of `sr` is the same whole number of times that of `lr`, this is done strip by strip, and takes memory for
-    one: it is computed with so many rows around it that what lies beyond does not count. It gets the rounds that it needs
-    itself, which moves pixels by up to half a grey level of 255. Else it takes some 30 bytes a pixel.
+    This is done in strips, and takes memory for one: each is computed with so many rows around it that what lies beyond does
+    not count. It gets the rounds that it needs itself, which moves pixels by up to half a grey level of 255.
 
     Args:
         lr: uint8 or uint16 (h, w, 3).
         sr: uint16 (H, W, 3); changed in place.
     """
-    height, factor = len(lr), len(sr) // len(lr)
-    if sr.shape[:2] != (factor * height, factor * lr.shape[1]):
-        return _project(lr, sr)
-    rows, halo = max(1, _STRIP // factor), _BESIDE
+    height = len(lr)
+    rows = max(_BESIDE, _STRIP * height // sr[..., 0].size)
     above = sr[:0]  # the rows before the strip as they were
     for first in range(0, height, rows):
-        after, top = min(first + rows, height), max(0, first - halo)
-        bottom = min(after + halo, height)
-        window = np.concatenate([above, sr[factor * first : factor * bottom]])
-        above = window[factor * (max(0, after - halo) - top) : factor * (after - top)].copy()
-        window = _project(lr[top:bottom], window)
-        sr[factor * first : factor * after] = window[factor * (first - top) : factor * (after - top)]
+        top, after, bottom = max(0, first - _BESIDE), min(first + rows, height), min(first + rows + _BESIDE, height)
+        lines = top, first, after, bottom, max(top, after - _BESIDE)
+        start, here, end, last, following = (row * len(sr) // height for row in lines)
+        window = np.concatenate([above, sr[here:last]])
+        above = window[following - start : end - start].copy()
+        _project(lr, window, (top, bottom), start, len(sr))
+        sr[here:end] = window[here - start : end - start]
     return sr
 
 
-def _project(lr: np.ndarray, sr: np.ndarray) -> np.ndarray:
-    """`consistent` for all rows at once."""
+def _project(lr: np.ndarray, strip: np.ndarray, rows: tuple[int, int], first: int, height: int) -> None:
+    """`consistent` for one strip, in place: the rows of the result from `first` on, of `height`, and those of `lr` they show."""
+    top, bottom = rows
+    shown = first, first + len(strip)
     for channel in range(3):
-        wanted = to_16_bit(lr[..., channel]).astype(np.float32)
-        x = sr[..., channel].astype(np.float32)
+        wanted = to_16_bit(lr[top:bottom, :, channel]).astype(np.float32)
+        x = strip[..., channel].astype(np.float32)
         before = x
         for _ in range(_ROUNDS):
-            missing = wanted - imresize(x, size=wanted.shape)
+            missing = wanted - imresize_rows(x, lr.shape[:2], first=first, height=height, rows=rows)
             if np.abs(missing).max() < _LEVELS / 256 / 8:
                 break
-            moved = x + 1.85 * imresize(missing, size=x.shape) + 0.13 * (x - before)
+            size = height, strip.shape[1]
+            moved = x + 1.85 * imresize_rows(missing, size, first=top, height=len(lr), rows=shown) + 0.13 * (x - before)
             x, before = np.clip(moved, 0, _LEVELS - 1), x
-        sr[..., channel] = x + 0.5
-    return sr
+        strip[..., channel] = x + 0.5
