@@ -280,7 +280,7 @@ def consistent(lr: np.ndarray, sr: np.ndarray) -> np.ndarray:
 
 
 def _project(lr: np.ndarray, strip: np.ndarray, rows: tuple[int, int], first: int, height: int) -> None:
-    """`consistent` for one strip, in place: the rows of the result from `first` on, of `height`, and those of `lr` they show."""
+    """`consistent` for one strip, in place: rows from `first` on of a result of `height`, and the rows of `lr` they show."""
     top, bottom = rows
     shown = first, first + len(strip)
     for channel in range(3):
