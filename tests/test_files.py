@@ -15,6 +15,7 @@ from samdiffsr.files import (
     IDLE_SECONDS,
     check_place,
     is_temporary,
+    make_folder,
     sweep,
     temporary_name,
     whole_file,
@@ -108,6 +109,17 @@ def test_a_place_of_the_system_is_refused() -> None:
         ConfigError, match=r"^Cannot write to '/proc/self/a/b': no file can be made in '/proc/self' \(.*\);"
     ):
         check_place(Path("/proc/self/a/b"), is_folder=True, error=ConfigError)
+
+
+def test_a_folder_is_made_or_one_sentence_says_why_not(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b")
+    for folder in (tmp_path / "file", tmp_path / "file" / "b"):
+        with pytest.raises(ConfigError) as caught:
+            make_folder(folder, error=ConfigError)
+        assert str(caught.value) == f"Cannot make the folder '{folder}': a file is in its place; choose another output."
+    assert names(tmp_path) == ["a", "file"] and names(tmp_path / "a") == ["b"]
 
 
 def test_a_folder_replaces_the_former_one_or_adds_to_it(tmp_path: Path) -> None:

@@ -143,6 +143,21 @@ def check_place(path: Path, *, is_folder: bool, error: type[SamDiffSRError] = Sa
         raise error(f"Cannot write to '{path}': {reason}; {advice}.") from cause
 
 
+def make_folder(folder: Path, *, error: type[SamDiffSRError] = SamDiffSRError) -> None:
+    """Make a folder and those above it, where they do not exist.
+
+    Raises:
+        SamDiffSRError: a file is in its place, no permission, full disk.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        in_the_way = isinstance(cause, FileExistsError | NotADirectoryError)
+        reason = "a file is in its place" if in_the_way else cause.strerror
+        advice = "free some space" if cause.errno in _FULL else "choose another output"
+        raise error(f"Cannot make the folder '{folder}': {reason}; {advice}.") from cause
+
+
 def sweep(folder: str | os.PathLike[str], *, idle_seconds: float = IDLE_SECONDS) -> None:
     """Remove what killed processes left in a folder: temporary files and folders that nobody has touched for a while."""
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:

@@ -284,7 +284,7 @@ def test_a_report_is_not_replaced_unasked(bench, evaluate):
         (("--seeds", "1,a"), "0,1,2"),
         (("--seeds", "1,1", "--baseline", "bicubic"), "must be different"),
         (("--perceptual", "niqe", "--baseline", "bicubic"), "'lpips-alex'"),
-        (("-o", "{bench}/theirs/baby_x4.png"), "Cannot make the folder"),
+        (("-o", "{bench}/theirs/baby_x4.png"), "baby_x4.png': a file is in its place; choose another output."),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(bench, evaluate, tiny_pipe_dir, options, told):
@@ -298,12 +298,12 @@ def test_bad_input_is_one_sentence_and_code_2(bench, evaluate, tiny_pipe_dir, op
 
 @pytest.mark.parametrize(("side", "metrics"), [(20, ()), (32, ("--perceptual", "squeeze"))])
 def test_an_image_too_small_for_a_metric_is_named_before_the_work(bench, evaluate, side, metrics):
-    (bench / "Tiny/HR/a<b.png").write_bytes((bench / "Tiny/HR/a<b.png").read_bytes()[:-99])  # comes first, damaged
+    (bench / "Tiny/HR/a<b.png").write_bytes((bench / "Tiny/HR/a<b.png").read_bytes()[:-99])  # comes first, incomplete
     save_image(bench / "Tiny/HR/speck.png", photo(side - 1, 40))
     code, _, err = evaluate("--baseline", "bicubic", *metrics)
     assert code == 2 and f"speck.png' is 40x{side - 1}, but" in err and f"at least {side}x{side};" in err
     save_image(bench / "Tiny/HR/speck.png", photo(side, 40))
-    assert "is damaged" in evaluate("--baseline", "bicubic", *metrics)[2]
+    assert "is incomplete" in evaluate("--baseline", "bicubic", *metrics)[2]
     (bench / "Tiny/HR/a<b.png").unlink()
     assert evaluate("--baseline", "bicubic", *metrics)[0] == 0
 

@@ -188,10 +188,10 @@ def samdiffsr(*arguments) -> int:
     return end.value.code or 0
 
 
-def test_default_model_is_one_file(tmp_path, monkeypatch, capsys):
+def test_default_model_is_one_file(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert samdiffsr("export", "--detail", "0.4") == 0
-    assert capsys.readouterr().out.strip() == "model.onnx"
+    assert capfd.readouterr() == ("model.onnx\n", "")  # no remarks of diffusers and onnxruntime
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert constants(tmp_path / "model.onnx")["detail"] == np.float32(0.4)
     model, image = session(tmp_path / "model.onnx"), picture(11, 8)
@@ -211,6 +211,7 @@ def test_command_line_errors_are_one_sentence(tmp_path, tiny_pipe_dir, capsys):
         (("-o", tmp_path / "model"), ".onnx"),
         (("-o", tmp_path / "m.onnx", "--networks", "--inputs"), "--inputs"),
         (("-o", tmp_path / "m.onnx", "--detail", "3"), "3"),
+        (("-o", tmp_path / "there.onnx" / "m.onnx"), "there.onnx' is not a folder; choose another output."),
         (("-o", tmp_path / "m.onnx", "--steps", "0"), "0"),
     ]:
         assert samdiffsr("export", "-m", tiny_pipe_dir, *arguments) == 2

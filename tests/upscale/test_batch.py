@@ -214,7 +214,7 @@ def test_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
     jobs = plan([noise_image(tmp_path / "a.png")], tmp_path / "file" / "o")
     report = upscale_files(not_needed, jobs)
     assert re.search(
-        r"Cannot make the output folder '.*file/o': a file is in its place; choose another output\.",
+        r"Cannot make the folder '.*file/o': a file is in its place; choose another output\.",
         report.failed[0][1],
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from samdiffsr.cli.options import MODELS, Device, Overwrite
+from samdiffsr.files import make_folder
 
 if TYPE_CHECKING:
     from samdiffsr.evaluation.methods import Method
@@ -210,7 +211,4 @@ def _claim(folder: Path, overwrite: bool) -> None:
     for file in (folder / name for name in NAMES):
         if not overwrite and os.path.lexists(file):
             raise ConfigError(f"'{file}' exists already; give --overwrite to replace it, or another folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"Cannot make the folder '{folder}': {error.strerror}.") from None
+    make_folder(folder, error=ConfigError)

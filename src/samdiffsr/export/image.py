@@ -14,7 +14,7 @@ from samdiffsr.errors import ConfigError, choose
 from samdiffsr.export.run_onnx import Sampler
 from samdiffsr.export.sampler import sampler_of
 from samdiffsr.export.trace import Graph, compare, trace
-from samdiffsr.files import write_whole
+from samdiffsr.files import check_place, make_folder, write_whole
 from samdiffsr.models.level import level_of, takes_level
 from samdiffsr.pipeline import SamDiffSRPipeline
 from samdiffsr.resize import SCALE, imresize_tensor
@@ -39,7 +39,8 @@ class ImageModel(nn.Module):
     def __init__(self, pipe: SamDiffSRPipeline, kind: torch.dtype) -> None:
         super().__init__()
         self.encoder, self.denoiser = (
-            copy.deepcopy(network).cpu().to(kind).eval().to(memory_format=torch.contiguous_format)
+            # diffusers' own `to` warns of every type
+            nn.Module.to(copy.deepcopy(network).cpu(), kind).eval().to(memory_format=torch.contiguous_format)
             for network in (pipe.encoder, pipe.denoiser)
         )
         if takes_level(pipe.encoder):
@@ -109,7 +110,7 @@ def export_image(
 
     Args:
         pipe: is not changed; its `detail` is the file's.
-        path: ends in .onnx.
+        path: ends in .onnx; folders above it are made.
         precision: "float32" or "float16", of the weights and of what the networks compute.
         clean: None estimates it from each image.
         inputs: make `noise`, `detail` and `clean` inputs that may be left out. onnxruntime takes them from Python, C and C++,
@@ -127,7 +128,9 @@ def export_image(
         raise ConfigError(f"output {path} exists already; name another file, or use --overwrite.")
     if clean is not None and CLEAN.check(clean) > 0 and not takes_level(pipe.encoder):
         raise ConfigError(f"clean is {clean!r}, but this model was not trained to clean; leave it out.")
+    check_place(path, is_folder=False, error=ConfigError)
     content = _content(pipe, kind, ESTIMATED if clean is None else float(clean))
+    make_folder(path.parent, error=ConfigError)
     write_whole(content if inputs else _with_one_input(content), path, error=ConfigError)
 
 

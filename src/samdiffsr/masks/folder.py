@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from samdiffsr.errors import ConfigError, ImageError, MaskError
-from samdiffsr.files import sweep, write_whole
+from samdiffsr.files import make_folder, sweep, write_whole
 from samdiffsr.images import MAX_PIXELS, list_images, read_image
 from samdiffsr.masks.preview import contact_sheet, write_preview
 from samdiffsr.masks.records import read_records, write_records
@@ -147,10 +147,7 @@ def mask_folder(
     if run or workers > 1:
         _segmenter.cache_clear()  # others do the work, and have their own
     folder = output / "preview" if preview else output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"Cannot make the folder {folder}: {error.strerror}; choose another.") from error
+    make_folder(folder, error=ConfigError)
     _write_options(output, recipe.record())
     for place in (output, output / "preview"):
         sweep(place)

@@ -5,12 +5,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.files import sweep
+from samdiffsr.files import make_folder, sweep
 from samdiffsr.images import (
     ALPHA,
     Metadata,
@@ -195,7 +196,7 @@ def _read(job: Job, settings: Settings, files: FileSettings, moves: "_Moves") ->
         if _leave_alone(job.target, files):
             return None
     check_target(job.target, height=height, width=width, alpha=picture.alpha is not None)
-    _prepare_folder(os.path.dirname(job.target))
+    make_folder(Path(job.target).parent, error=ImageError)
     if files.strip_metadata:
         picture = replace(picture, metadata=Metadata())
     return _Ready(job, picture, height * width)
@@ -227,16 +228,6 @@ class _Moves:
         if other != job.source:
             raise ImageError(f"'{other}' and '{job.source}' would both become '{moved.target}'; rename one.")
         return moved
-
-
-def _prepare_folder(folder: str) -> None:
-    """Make the folder if need be."""
-    try:
-        os.makedirs(folder or ".", exist_ok=True)
-    except OSError as error:
-        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "a file is in its place" if in_the_way else error.strerror
-        raise ImageError(f"Cannot make the output folder '{folder}': {reason}; choose another output.") from error
 
 
 Beside = list[tuple[str, Picture]]  # pictures about a result, each with the suffix of its file's name
