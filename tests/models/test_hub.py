@@ -1,6 +1,7 @@
 """Models of the Hub, from a server of our own that speaks its HTTP API: revisions, the cache without network, sentences."""
 
 import ast
+import base64
 import functools
 import hashlib
 import json
@@ -13,16 +14,21 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from typer.testing import CliRunner
 
+from samdiffsr.cli import app
 from samdiffsr.evaluation.methods import model
 from samdiffsr.models.hub import is_hub_name
 
-COMMITS = {"main": "1" * 40, "v2": "2" * 40, "broken": "3" * 40, "v1": "4" * 40}
+COMMITS = {"main": "1" * 40, "v2": "2" * 40, "broken": "3" * 40, "v1": "4" * 40, "next": "5" * 40}
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """What `snapshot_download` asks of the Hub, for the model me/small; each revision has its own files."""
+    """What `snapshot_download` and `create_commit` ask of the Hub, for the model me/small; each revision has its own files."""
 
     def __init__(self, folder: Path, asked: list[str], *arguments) -> None:
         self.folder, self.asked = folder, asked
@@ -49,10 +55,36 @@ class FakeHub(BaseHTTPRequestHandler):
             if commit == COMMITS["broken"] and self.command == "GET":
                 self.close_connection = True  # without an answer
                 return None
+            if not (self.folder / commit / name).is_file():
+                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             content = (self.folder / commit / name).read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()}"'
             return self.answer(200, content, {"ETag": etag, "X-Repo-Commit": commit})
         return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def do_POST(self) -> None:
+        path, sent = self.path.partition("?")[0].strip("/"), self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.asked.append(path)
+        if self.headers["Authorization"] != "Bearer hf_may_write":
+            return self.answer(401, b"{}", {})
+        if path == "api/repos/create":
+            return self.answer(409, b'{"url": "http://127.0.0.1/me/small", "error": "it exists"}', {})
+        if path == "api/validate-yaml":
+            return self.answer(200, b"{}", {})
+        kind, _, revision = path.removeprefix("api/models/me/small/").partition("/")
+        if kind == "branch":
+            return self.answer(409 if revision in COMMITS else 404, b"{}", {})
+        if kind == "preupload":
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            files = [{"path": file["path"]} | modes for file in json.loads(sent)["files"]]
+            return self.answer(200, json.dumps({"files": files}).encode(), {})
+        for line in map(json.loads, sent.splitlines()):
+            if line["key"] == "file":
+                file = self.folder / COMMITS[revision] / line["value"]["path"]
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        place = {"commitUrl": f"http://127.0.0.1/me/small/commit/{revision}", "commitOid": COMMITS[revision]}
+        return self.answer(200, json.dumps(place).encode(), {})
 
     def listing(self, commit: str, kind: str) -> object:
         folder = self.folder / commit
@@ -95,7 +127,16 @@ FETCH = "from samdiffsr.models.hub import fetch\nprint(fetch(sys.argv[1]))"
 EVALUATE = "from samdiffsr.evaluation.methods import model\nprint(model(sys.argv[1], 'cpu').record)"
 
 
-def fetch(port: int, name: str, tmp_path: Path, script: str = FETCH) -> str:
+PUSH = """from samdiffsr.evaluation.card import push_to_hub
+import json
+for given in json.loads(sys.argv[1]):
+    try:
+        print(push_to_hub(**given))
+    except SamDiffSRError as error:
+        print('Error:', error)"""
+
+
+def fetch(port: int, name: str, tmp_path: Path, script: str = FETCH, token: str = "") -> str:
     """The folder or the sentence, from a process of its own, because the Hub's library reads its address when imported."""
     lines = "\n    ".join(script.splitlines())
     code = f"import sys\nfrom samdiffsr.errors import SamDiffSRError\ntry:\n    {lines}\n"
@@ -106,6 +147,7 @@ def fetch(port: int, name: str, tmp_path: Path, script: str = FETCH) -> str:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
+        "HF_TOKEN": token,
     }
     words = [sys.executable, "-c", code, name]
     done = subprocess.run(words, env=os.environ | here, capture_output=True, text=True)
@@ -147,6 +189,84 @@ def test_a_revision_and_settings_to_evaluate(hub, tmp_path, tiny_pipe_dir, spec,
     record = ast.literal_eval(fetch(hub[0].server_port, spec, tmp_path, EVALUATE))
     assert (record["model"], record["steps"]) == ("me/small@v1", steps)
     assert record["sha256"] == model(str(tiny_pipe_dir), "cpu").record["sha256"]
+
+
+def push(hub, tmp_path: Path, *calls: dict, token: str = "hf_may_write") -> list[str]:
+    """What each call says, all of them in one process."""
+    given = json.dumps([{"repo": "me/small"} | call for call in calls])
+    return fetch(hub[0].server_port, given, tmp_path, PUSH, token).splitlines()
+
+
+def report_about(folder: Path, path: Path) -> Path:
+    """Of `samdiffsr evaluate`, on one small image, with two settings of the model."""
+    hr = path / "Set1" / "HR"
+    hr.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(hr / "a.png")
+    words = ["evaluate", "--hr", str(hr), "-m", str(folder), "-m", f"{folder}@steps=1", "-o", str(path / "report")]
+    done = CliRunner().invoke(app, [*words, "--baseline", "bicubic", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    return path / "report" / "report.json"
+
+
+def test_a_pushed_model_has_a_card_with_its_figures_and_comes_back(hub, tmp_path, tiny_pipe_dir) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_pipe_dir, folder)
+    (folder / "state.pt").write_bytes(b"of the training")
+    report = report_about(folder, tmp_path)
+    given = {"folder": str(folder), "reports": [str(report)], "licence": "mit", "revision": "next"}
+    assert push(hub, tmp_path, given) == ["http://127.0.0.1/me/small/commit/next"]
+    there = tmp_path / "hub" / COMMITS["next"]
+    assert not (there / "state.pt").exists() and (there / "pipeline.py").is_file()
+    card = ModelCard.load(there / "README.md")
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("mit", "diffusers", "image-to-image")
+    assert "samdiffsr" in card.data.tags and "-m me/small" in card.text
+    figures = json.loads(report.read_text())["figures"]
+    means = {method["method"]: method["mean"] for method in figures["methods"]}
+    found = {result.metric_name: result for result in card.data.eval_results}
+    assert found["psnr-y"].metric_value == pytest.approx(means[str(folder)]["psnr-y"])
+    assert found["psnr-y (steps=1)"].metric_value == pytest.approx(means[f"{folder}@steps=1"]["psnr-y"])
+    assert found["psnr-y"].metric_value != pytest.approx(means["bicubic"]["psnr-y"])
+    assert found["psnr-y"].dataset_name == "Set1" and "BT.601" in found["psnr-y"].metric_args["protocol"]
+    again = Path(fetch(hub[0].server_port, "me/small@next", tmp_path))
+    weights = "denoiser/diffusion_pytorch_model.safetensors"
+    assert (again / weights).read_bytes() == (folder / weights).read_bytes()
+
+
+def test_a_card_that_the_repository_has_keeps_its_words(hub, tmp_path, tiny_pipe_dir) -> None:
+    there = tmp_path / "hub" / COMMITS["main"] / "README.md"
+    there.write_text("---\nlicense: cc0-1.0\ntags: [mine]\n---\n\n# By hand\n")
+    assert push(hub, tmp_path, {"folder": str(tiny_pipe_dir)}) == ["http://127.0.0.1/me/small/commit/main"]
+    card = ModelCard.load(there)
+    assert card.text.strip() == "# By hand"
+    assert card.data.license == "cc0-1.0" and card.data.tags[:2] == ["mine", "super-resolution"]
+    assert card.data.eval_results is None
+
+
+def test_one_sentence_for_what_cannot_be_pushed(hub, tmp_path, tiny_pipe_dir) -> None:
+    (tmp_path / "no.json").write_text("[]")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_pipe_dir, other)
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps(index | {"detail": 0.5}))
+    given = {"folder": str(tiny_pipe_dir)}
+    said = push(
+        hub,
+        tmp_path,
+        {"folder": str(tmp_path / "no")},
+        given | {"repo": "small"},
+        given | {"reports": [str(tmp_path / "no.json")]},
+        given | {"reports": [str(report_about(other, tmp_path))]},
+    )
+    assert said[0] == f"Error: '{tmp_path}/no' is no pipeline: it has no model_index.json."
+    assert said[1] == "Error: 'small' is no name of a repository on the Hub; write user/repo."
+    assert said[2].startswith(f"Error: '{tmp_path}/no.json' is no report.json of samdiffsr evaluate")
+    assert f"has no figures of the weights in '{tiny_pipe_dir}'" in said[3]
+    assert hub[1] == []  # nothing was asked
+    refused = push(hub, tmp_path, given, token="hf_may_read")
+    assert refused[0].startswith("Error: The Hub does not let you write to 'me/small': log in")
+    hub[0].shutdown()
+    hub[0].server_close()
+    assert push(hub, tmp_path, given) == ["Error: The Hub cannot be reached to write to 'me/small'."]
 
 
 def test_a_path_is_never_asked_of_the_network(tmp_path, monkeypatch) -> None:

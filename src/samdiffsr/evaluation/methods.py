@@ -131,13 +131,12 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
 def _record(
     name: str, path: Path, pipe: SamDiffSRPipeline, steps: int, detail: float, clean: float | None
 ) -> dict[str, Any]:
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.suffix in (".json", ".safetensors")]
     networks = (pipe.encoder, pipe.denoiser)
     known = ("base", "residual_scale", "shift", "target", "lr_divisor")
     return {
         "kind": "model",
         "model": name,
-        "sha256": _digest(files, path if path.is_dir() else path.parent),
+        "sha256": digest_of_model(path),
         "steps": steps,
         "detail": detail,
         "clean": "auto" if clean is None and takes_level(pipe.encoder) else clean or 0.0,
@@ -147,6 +146,13 @@ def _record(
         "parameters": sum(p.numel() for network in networks for p in network.parameters()),
         **{key: pipe.config[key] for key in known},
     }
+
+
+def digest_of_model(path: Path) -> str:
+    """SHA-256 of a checkpoint file, or of configuration and weights of a pipeline folder; see `_digest`."""
+    if path.is_file():
+        return _digest([path], path.parent)
+    return _digest([file for file in path.rglob("*") if file.suffix in (".json", ".safetensors")], path)
 
 
 def _digest(files: Iterable[Path], folder: Path) -> str:

@@ -1,6 +1,8 @@
-"""Models of the Hugging Face Hub: `user/repo` or `user/repo@revision` becomes a folder on this machine."""
+"""Models of the Hugging Face Hub: `user/repo` or `user/repo@revision` becomes a folder on this machine, and files a commit."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module, util
 from pathlib import Path
 
@@ -64,6 +66,89 @@ def fetch(name: str) -> Path:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(f"'{name}' on the Hub is no pipeline: it has no model_index.json.")
     return folder
+
+
+def check_repository(repo: str) -> None:
+    """CheckpointError unless `repo` is `user/repo`."""
+    match = _NAME.fullmatch(repo)
+    if match is None or match[2] is not None:
+        raise CheckpointError(f"'{repo}' is no name of a repository on the Hub; write user/repo.")
+
+
+def read_card(repo: str, revision: str | None) -> str | None:
+    """The README.md that a repository has at a revision; None where repository, revision or file do not exist.
+
+    Raises:
+        CheckpointError: no network, or no permission.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    with _explained(repo):
+        try:
+            return Path(hf_hub_download(repo, "README.md", revision=revision)).read_text(encoding="utf-8")
+        except LocalEntryNotFoundError as error:  # one of EntryNotFoundError too, but for want of a network
+            raise CheckpointError(f"The Hub cannot be reached to write to '{repo}'.") from error
+        except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+
+
+def upload(
+    files: Mapping[str, bytes | Path], repo: str, *, revision: str | None, private: bool | None, create_pr: bool
+) -> str:
+    """Write files to a repository of the Hub in one commit; repository and branch are made if need be.
+
+    Args:
+        files: path in the repository -> content, or where it lies.
+        revision: a branch; None is the main one.
+        private: of a new repository; None is as the account has it.
+        create_pr: open a pull request instead.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: no network, no permission, or whatever else the Hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    check_repository(repo)
+    api = HfApi()
+    with _explained(repo):
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        message = "Upload a model by samdiffsr"
+        return api.create_commit(
+            repo, operations, commit_message=message, revision=revision, create_pr=create_pr
+        ).commit_url
+
+
+@contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """What the Hub refuses becomes one sentence."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise CheckpointError(
+                f"The Hub does not let you write to '{repo}': log in with `hf auth login`, with a token that may write."
+            ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"The Hub refused to write to '{repo}': {reason}") from error
+    except ValueError as error:  # of the YAML header of README.md
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"The Hub refused to write to '{repo}': {reason}") from error
+    except (*_transport_errors(), OSError) as error:
+        raise CheckpointError(f"The Hub cannot be reached to write to '{repo}'.") from error
 
 
 def _transport_errors() -> list[type[Exception]]:
