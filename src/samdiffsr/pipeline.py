@@ -37,7 +37,9 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
         lr_divisor: of the 8-bit pixels that bicubic upscaling sees; 255, or 256 to repeat the released code, whose base is
             0.4 % darker (its encoder does see pixels / 255).
         detail: default of `__call__`'s.
-        encoding, mean_over, normalise: of the structure maps that the model was trained with, see `structure_map`.
+        encoding: of the structure maps that the model was trained with, see `structure_map`.
+        mean_over: of the same maps.
+        normalise: of the same maps.
     """
 
     model_cpu_offload_seq = "encoder->denoiser"

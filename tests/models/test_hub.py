@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_a_pushed_model_has_a_card_with_its_figures_and_comes_back(hub, tmp_path
     assert push(hub, tmp_path, given) == ["http://127.0.0.1/me/small/commit/next"]
     there = tmp_path / "hub" / COMMITS["next"]
     assert not (there / "state.pt").exists() and (there / "pipeline.py").is_file()
-    card = ModelCard.load(there / "README.md")
+    card: Any = ModelCard.load(there / "README.md")
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("mit", "diffusers", "image-to-image")
     assert "samdiffsr" in card.data.tags and "-m me/small" in card.text
     figures = json.loads(report.read_text())["figures"]
@@ -236,7 +237,7 @@ def test_a_card_that_the_repository_has_keeps_its_words(hub, tmp_path, tiny_pipe
     there = tmp_path / "hub" / COMMITS["main"] / "README.md"
     there.write_text("---\nlicense: cc0-1.0\ntags: [mine]\n---\n\n# By hand\n")
     assert push(hub, tmp_path, {"folder": str(tiny_pipe_dir)}) == ["http://127.0.0.1/me/small/commit/main"]
-    card = ModelCard.load(there)
+    card: Any = ModelCard.load(there)
     assert card.text.strip() == "# By hand"
     assert card.data.license == "cc0-1.0" and card.data.tags[:2] == ["mine", "super-resolution"]
     assert card.data.eval_results is None

@@ -80,7 +80,7 @@ def _card(text: str | None, repo: str, results: "list[EvalResult]", licence: str
 
     name = repo.rpartition("/")[2]
     card = ModelCard(_TEXT.format(name=name, repo=repo) if text is None else text)
-    data = card.data
+    data: Any = card.data
     data.library_name, data.pipeline_tag = data.library_name or "diffusers", data.pipeline_tag or "image-to-image"
     data.tags = list(dict.fromkeys([*(data.tags or []), *_TAGS]))
     data.license = licence or data.license
