@@ -54,7 +54,7 @@ def test_a_corrupt_photograph_is_named_and_the_others_are_done(photos):
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     told = refused(photos, images_per_shard=1)
-    assert "b.jpg" in told and "damaged" in told and told.count(".\n") == 0
+    assert "b.jpg" in told and "incomplete" in told and told.count(".\n") == 0
     assert len(list((photos / "out").glob("*.tar"))) == 1
     file.write_bytes(whole)
     assert prepare(photos, images_per_shard=1).images == 2
