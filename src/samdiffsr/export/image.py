@@ -39,10 +39,11 @@ class ImageModel(nn.Module):
     def __init__(self, pipe: SamDiffSRPipeline, kind: torch.dtype) -> None:
         super().__init__()
         self.encoder, self.denoiser = (
-            # diffusers' own `to` warns of every type
-            nn.Module.to(copy.deepcopy(network).cpu(), kind).eval().to(memory_format=torch.contiguous_format)
+            copy.deepcopy(network).cpu().eval().to(memory_format=torch.contiguous_format)
             for network in (pipe.encoder, pipe.denoiser)
         )
+        for network in (self.encoder, self.denoiser):
+            nn.Module.to(network, kind)  # in place; diffusers' own `to` warns of every type
         if takes_level(pipe.encoder):
             self.encoder.level_head.float()  # a mean of many pixels
         self.kind, self.config = kind, dict(pipe.config)
