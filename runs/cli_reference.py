@@ -28,7 +28,7 @@ def reference() -> str:
 def _verb(name: str, command: Any) -> str:
     context = command.context_class(command, info_name=f"samdiffsr {name}")
     rows = [_row(parameter, context) for parameter in command.params]
-    table = "".join(f"| {_cell(left)} | {_cell(right)} |\n" for left, right in rows)
+    table = "".join(f"| {_code(left)} | {_cell(right)} |\n" for left, right in rows)
     usage = command.get_usage(context).removeprefix("Usage: ")
     text = "\n\n".join(_plain(part) for part in (command.help or "").split("\n\n"))
     return f"\n## {name}\n\n    {' '.join(usage.split())}\n\n{text}\n\n| option | meaning |\n|---|---|\n{table}"
@@ -37,7 +37,12 @@ def _verb(name: str, command: Any) -> str:
 def _row(parameter: Any, context: Any) -> tuple[str, str]:
     record = parameter.get_help_record(context)
     assert record and record[1], f"{parameter.name} has no help"
-    return f"`{record[0].partition(' <')[0]}`", record[1]  # "PATH <list[str]>" names a Python type
+    return record[0].partition(" <")[0], record[1]  # "PATH <list[str]>" names a Python type
+
+
+def _code(text: str) -> str:
+    """A cell of code. Between backticks a bar cannot be written for GitHub and the site alike."""
+    return f"`{text}`" if "|" not in text else f"<code>{text.replace('|', '&#124;')}</code>"
 
 
 def _cell(text: str) -> str:
