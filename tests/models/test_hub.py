@@ -69,7 +69,8 @@ class FakeHub(BaseHTTPRequestHandler):
         if self.headers["Authorization"] != "Bearer hf_may_write":
             return self.answer(401, b"{}", {})
         if path == "api/repos/create":
-            return self.answer(409, b'{"url": "http://127.0.0.1/me/small", "error": "it exists"}', {})
+            said = {"url": f"http://{self.headers['Host']}/me/small", "error": "it exists"}
+            return self.answer(409, json.dumps(said).encode(), {})
         if path == "api/validate-yaml":
             return self.answer(200, b"{}", {})
         kind, _, revision = path.removeprefix("api/models/me/small/").partition("/")
@@ -84,7 +85,10 @@ class FakeHub(BaseHTTPRequestHandler):
                 file = self.folder / COMMITS[revision] / line["value"]["path"]
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(base64.b64decode(line["value"]["content"]))
-        place = {"commitUrl": f"http://127.0.0.1/me/small/commit/{revision}", "commitOid": COMMITS[revision]}
+        place = {
+            "commitUrl": f"http://{self.headers['Host']}/me/small/commit/{revision}",
+            "commitOid": COMMITS[revision],
+        }
         return self.answer(200, json.dumps(place).encode(), {})
 
     def listing(self, commit: str, kind: str) -> object:
@@ -215,7 +219,7 @@ def test_a_pushed_model_has_a_card_with_its_figures_and_comes_back(hub, tmp_path
     (folder / "state.pt").write_bytes(b"of the training")
     report = report_about(folder, tmp_path)
     given = {"folder": str(folder), "reports": [str(report)], "licence": "mit", "revision": "next"}
-    assert push(hub, tmp_path, given) == ["http://127.0.0.1/me/small/commit/next"]
+    assert push(hub, tmp_path, given)[0].endswith("/me/small/commit/next")
     there = tmp_path / "hub" / COMMITS["next"]
     assert not (there / "state.pt").exists() and (there / "pipeline.py").is_file()
     card: Any = ModelCard.load(there / "README.md")
@@ -236,7 +240,7 @@ def test_a_pushed_model_has_a_card_with_its_figures_and_comes_back(hub, tmp_path
 def test_a_card_that_the_repository_has_keeps_its_words(hub, tmp_path, tiny_pipe_dir) -> None:
     there = tmp_path / "hub" / COMMITS["main"] / "README.md"
     there.write_text("---\nlicense: cc0-1.0\ntags: [mine]\n---\n\n# By hand\n")
-    assert push(hub, tmp_path, {"folder": str(tiny_pipe_dir)}) == ["http://127.0.0.1/me/small/commit/main"]
+    assert push(hub, tmp_path, {"folder": str(tiny_pipe_dir)})[0].endswith("/me/small/commit/main")
     card: Any = ModelCard.load(there)
     assert card.text.strip() == "# By hand"
     assert card.data.license == "cc0-1.0" and card.data.tags[:2] == ["mine", "super-resolution"]
