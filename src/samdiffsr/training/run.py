@@ -192,12 +192,11 @@ def diffusion_objective(config: TrainConfig, encoder: nn.Module) -> DiffusionObj
 def _started(kind: type[nn.Module], folder: Path, stage: StageConfig, seed: int) -> nn.Module:
     """The network in `folder`, with the level as an input and the limit that the configuration adds to it."""
     network = load_network(kind, folder)
-    wanted = {name: stage.network[name] for name in ("level", "limit") if stage.network.get(name)}
-    for name, value in wanted.items():
-        if name not in network.config:
-            raise ConfigError(f"network.{name} is {value}, but {kind.__name__} has no {name}.")
-    added = {name: value for name, value in wanted.items() if network.config[name] != value}
-    return with_options(network, seed, **added) if added else network
+    added = {name: value for name in ("level", "limit") if (value := stage.network.get(name))}
+    for name in added.keys() - network.config.keys():
+        raise ConfigError(f"network.{name} is {added[name]}, but {kind.__name__} has no {name}.")
+    is_new = any(network.config[name] != value for name, value in added.items())
+    return with_options(network, seed, **added) if is_new else network
 
 
 def build(network: type[nn.Module], stage: StageConfig, seed: int, **more: Any) -> nn.Module:
