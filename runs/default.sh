@@ -33,8 +33,10 @@ samdiffsr train light-cpu "${learn[@]}" "${small[@]}" --set output="$output/clea
 samdiffsr train light-cpu "${learn[@]}" "${small[@]}" --set output="$output/level" --set encoder.start="$output/clean/encoder/weights" \
     --set encoder.data.clean_share=0.3333 --set encoder.optim.updates=7500
 samdiffsr train light-cpu "${learn[@]}" --set output="$output/large" --set encoder.start="$output/level/encoder/weights" --set seed=3
-samdiffsr train light-cpu "${learn[@]}" --set output="$output" --set encoder.start="$output/large/encoder/weights" --set seed=4 \
+samdiffsr train light-cpu "${learn[@]}" --set output="$output/fine" --set encoder.start="$output/large/encoder/weights" --set seed=4 \
     --set encoder.data.clean_share=0.85 --set encoder.optim.updates=5000 --set encoder.optim.learning_rate=5.0e-4
+samdiffsr train light-cpu "${learn[@]}" --set output="$output" --set encoder.start="$output/fine/encoder/weights" --set seed=6 \
+    --set encoder.data.clean_share=0.8 --set encoder.optim.updates=9000 --set encoder.optim.learning_rate=5.0e-4 --set encoder.optim.ema_decay=0.999
 python runs/level_head.py "$output/data" "$output/encoder/weights"
 
 # The denoiser: first without a discriminator, then with one, which sees the checkerboard that the feature loss alone paints (docs/log.md).
