@@ -24,7 +24,7 @@ def test_content_is_read_as_the_file_would_be(tmp_path: Path) -> None:
 
 
 def test_sentences_name_the_content() -> None:
-    for content in (b"", b"text", b"\x89PNG\r\n\x1a\n"):
+    for content in (b"", b"text", b"\x89PN"):
         with pytest.raises(ImageError, match=r"'letter\.txt'") as caught:
             read_image("letter.txt", content=content)
         assert isinstance(caught.value, UnknownFormatError)

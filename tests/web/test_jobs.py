@@ -91,7 +91,7 @@ def test_a_job_that_fails_says_why(client, tmp_path) -> None:
     content = noise_image(tmp_path / "a.png", size=(60, 50)).read_bytes()[:-200]
     job = client.post("/v1/jobs", files={"file": ("a.png", content)}).json()["id"]
     kind, last = events_of(client, job)[-1]
-    assert kind == "failed" and "damaged" in last["error"] and last["problem"]["status"] == 422
+    assert kind == "failed" and "incomplete" in last["error"] and last["problem"]["status"] == 422
     answer = client.get(f"/v1/jobs/{job}/result")
     assert answer.status_code == 422 and answer.json() == last["problem"]
 
