@@ -29,8 +29,9 @@ def load_quickly(model: str, device: str) -> "Upscaler":
 
 @contextlib.contextmanager
 def absent(packages: Sequence[str]) -> Iterator[None]:
-    """Let packages that nobody has imported yet look as if they were not installed."""
-    hidden = [name for name in packages if name not in sys.modules]
+    """Let packages that nobody has imported yet look as if they were not installed; none once diffusers has looked for them."""
+    too_late = "diffusers.utils.import_utils" in sys.modules
+    hidden = [] if too_late else [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] - None, which stops an import
     try:
         yield
