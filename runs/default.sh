@@ -25,7 +25,7 @@ python runs/teachers.py lkdn "$TEACHERS/lkdn_x4.pth" "$output/pictures" "$output
 samdiffsr prepare -i "$output/pictures" --masks "$MASKS" --missing-masks zero --targets lkdn="$output/lkdn" -o "$output/data" --workers 2
 
 # The encoder: block by block from another teacher; as a whole on clean pictures; with the level of degradation as an input, on small crops and
-# on larger ones; at last nearly all on clean pictures again.
+# on larger ones; at last mostly on clean pictures again.
 small=(--set encoder.data.crop_lr=32 --set encoder.data.batch=8)
 python runs/blocks.py "$output/data" "$TEACHERS/imdn_plus_x4.safetensors" "$output/blocks" --updates 4000
 samdiffsr train light-cpu "${learn[@]}" "${small[@]}" --set output="$output/clean" --set encoder.start="$output/blocks" \

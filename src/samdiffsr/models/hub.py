@@ -137,14 +137,12 @@ def _explained(repo: str) -> Iterator[None]:
 
     try:
         yield
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
+    except (HfHubHTTPError, ValueError) as error:  # ValueError: of the YAML header of README.md
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (401, 403):
             raise CheckpointError(
                 f"The Hub does not let you write to '{repo}': log in with `hf auth login`, with a token that may write."
             ) from error
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"The Hub refused to write to '{repo}': {reason}") from error
-    except ValueError as error:  # of the YAML header of README.md
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"The Hub refused to write to '{repo}': {reason}") from error
     except (*_transport_errors(), OSError) as error:
