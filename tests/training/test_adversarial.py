@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from samdiffsr.errors import ConfigError
-from samdiffsr.training.adversarial import TERMS, AdversarialLoss, Discriminator, FrozenFeatures, new_adversarial_loss
+from samdiffsr.training.adversarial import TERMS, AdversarialLoss, Discriminator, new_adversarial_loss
 from samdiffsr.training.checkpoint import load_checkpoint
 from samdiffsr.training.config import LossConfig
+from samdiffsr.training.features import EfficientNetFeatures
 from samdiffsr.training.run import train_encoder
 from support import quiet, same, tiny, weights
 
@@ -70,7 +71,7 @@ PROJECTED = LossConfig(adversarial_weight=0.1, discriminator="projected", discri
 
 def test_frozen_features_stay_as_they_are():
     """Maps of the right sizes; never in training mode, so that no example sees another."""
-    features = FrozenFeatures().train()
+    features = EfficientNetFeatures().train()
     image = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
     maps = features(image)
     assert [tuple(one.shape[1:]) for one in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4)]

@@ -8,12 +8,13 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from samdiffsr import SamDiffSRError
-from samdiffsr.training.features import FeatureLoss
+from samdiffsr.training.features import EfficientNetFeatures, FeatureLoss, VGGFeatures
 
 
-def test_feature_loss(feature_file):
-    loss = FeatureLoss(feature_file)
-    hr = torch.rand(1, 3, 16, 16) * 2 - 1
+@pytest.mark.parametrize("kind", ["vgg", "efficientnet"])
+def test_feature_loss(feature_file, kind):
+    loss = FeatureLoss(VGGFeatures(feature_file) if kind == "vgg" else EfficientNetFeatures())
+    hr = torch.rand(1, 3, 32, 32) * 2 - 1
 
     def distance(image, phase=(0, 0)):
         return loss(image, hr, [phase])
@@ -28,7 +29,7 @@ def test_feature_loss(feature_file):
     near.requires_grad_(True)
     distance(near).backward()
     assert float(near.grad.abs().sum()) > 0
-    assert not list(loss.parameters())
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 
 def test_torchvision_features_are_of_normalised_rgb(tmp_path):
@@ -46,20 +47,20 @@ def test_torchvision_features_are_of_normalised_rgb(tmp_path):
     x = ((image + 1) / 2 - mean) / deviation
     for number in (0, 2):
         x = F.relu(F.conv2d(x, state[f"features.{number}.weight"], state[f"features.{number}.bias"], padding=1))
-    found = FeatureLoss(tmp_path / "vgg16.pth").maps(image)
-    torch.testing.assert_close(found[0], x / (x.norm(dim=1, keepdim=True) + 1e-8), atol=1e-5, rtol=1e-4)
+    found = VGGFeatures(tmp_path / "vgg16.pth")(image)
+    torch.testing.assert_close(found[0], x, atol=1e-5, rtol=1e-4)
     assert [tuple(part.shape) for part in found] == [(1, 4, 8, 8), (1, 6, 4, 4), (1, 8, 2, 2)]
 
 
 def test_missing_feature_weights_are_named(tmp_path):
     with pytest.raises(SamDiffSRError, match=r"none\.safetensors"):
-        FeatureLoss(tmp_path / "none.safetensors")
+        VGGFeatures(tmp_path / "none.safetensors")
     save_file({"conv1_1.weight": torch.zeros(1)}, tmp_path / "half.safetensors")
     with pytest.raises(SamDiffSRError, match=r"conv1_1\.bias"):
-        FeatureLoss(tmp_path / "half.safetensors")
+        VGGFeatures(tmp_path / "half.safetensors")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "half.pth")
     with pytest.raises(SamDiffSRError, match=r"features\.0\.bias"):
-        FeatureLoss(tmp_path / "half.pth")
+        VGGFeatures(tmp_path / "half.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(SamDiffSRError, match=r"text\.pth cannot be read"):
-        FeatureLoss(tmp_path / "text.pth")
+        VGGFeatures(tmp_path / "text.pth")

@@ -233,13 +233,15 @@ def test_positions_are_turned_with_their_crops(photos):
         np.testing.assert_allclose(batch.position[number, 0].numpy(), crop.apply(whole, 4), atol=1e-6)
 
 
-def test_feature_loss_is_part_of_the_total(photos, feature_file):
-    batch = PreparedPhotos(photos, crop_lr=4, candidates=1, flips=True).batch(0, 0, 2)
+def test_feature_losses_are_part_of_the_total(photos, feature_file):
+    batch = PreparedPhotos(photos, crop_lr=12, candidates=1, flips=True).batch(0, 0, 2)
     values = {}
     for weight in (0.1, 0.2):
-        loss, _ = _stage(target="velocity", loss=LossConfig(features_weight=weight, features_file=feature_file))
+        options = {"features_weight": weight, "features_file": feature_file, "efficientnet_weight": 2 * weight}
+        loss, _ = _stage(target="velocity", loss=LossConfig(**options))
         values[weight] = terms_of(loss, batch)
-    assert values[0.2]["features"].item() == pytest.approx(2 * values[0.1]["features"].item())
+    for name in ("features", "efficientnet"):
+        assert 0 < values[0.2][name].item() == pytest.approx(2 * values[0.1][name].item())
     assert values[0.2]["pixel"].item() == values[0.1]["pixel"].item()
 
 

