@@ -222,7 +222,8 @@ class _Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # rich before 15 prints an empty line for a bar that is not shown
+            self._progress.stop()
 
     def update(self, now: "Progress") -> None:
         """`on_progress` of `upscale_files`. The time left takes the images to come to be like those before."""
