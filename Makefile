@@ -13,7 +13,7 @@ demo: $(VENV)/run.stamp  ## upscale examples/*.png with the embedded model; resu
 test: $(VENV)/dev.stamp  ## the whole test suite
 	$(BIN)/python -m pytest -n 2
 
-test-oldest test-newest: $(VENV)/torch.stamp  ## the core with the oldest versions that are allowed, or the newest that there are
+test-oldest test-newest: $(VENV)/torch.stamp  ## the test suite with the oldest versions that are allowed, or the newest that there are
 	$(PIP) nox
 	$(BIN)/python -m nox -s $(@:test-%=%)
 

@@ -1,5 +1,6 @@
 """The commands of the Makefile for every system, each in an environment of its own: `python -m nox -s tests`."""
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -45,7 +46,7 @@ def lint(session: nox.Session) -> None:
     install(session, "dev")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("pyright", "--pythonpath", session.virtualenv.bin + "/python")
+    session.run("pyright", "--pythonpath", shutil.which("python", path=session.virtualenv.bin) or "python")
     session.run("lint-imports")
 
 
@@ -59,8 +60,6 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def package(session: nox.Session) -> None:
     """Build sdist and wheel, check their descriptions, install the wheel alone, and ask `samdiffsr doctor`."""
-    import shutil
-
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     session.install("build", "twine")
     session.run("python", "-m", "build")

@@ -4,12 +4,14 @@ import hashlib
 import io
 import json
 import struct
+import sys
 import zlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageCms
 from pycocotools import mask as coco
@@ -27,6 +29,9 @@ EXAMPLES = ROOT / "examples"
 GOLDEN = Path(__file__).with_name("fixtures") / "golden"
 AVIF = Path(__file__).with_name("fixtures") / "avif"
 HEIC = Path(__file__).with_name("fixtures") / "heif"
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such call")
+"""For tests that use limits, signals, forks or file modes of POSIX themselves."""
 
 
 def settings_of(options: dict[str, Any]) -> tuple[Settings, FileSettings]:

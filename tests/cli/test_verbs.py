@@ -81,7 +81,7 @@ def test_a_missing_extra_is_named(photos, capsys, monkeypatch, line, extra):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     assert samdiffsr(*line.split()) == 2
-    assert f"pycocotools is not installed: pip install 'samdiffsr[{extra}]'" in capsys.readouterr().err
+    assert f'pycocotools is not installed: pip install "samdiffsr[{extra}]"' in capsys.readouterr().err
 
 
 def test_convert_the_encoders_own_file(tmp_path, capsys):

@@ -22,7 +22,7 @@ from samdiffsr.data.dataset import PreparedImages, PreparedPhotos
 from samdiffsr.data.example import PrepareOptions
 from samdiffsr.data.prepare import cut, plan_shards, prepare_shard
 from samdiffsr.workers import in_processes
-from support import contents, left_half, prepare, write_masks
+from support import contents, left_half, posix, prepare, write_masks
 
 OPTIONS = PrepareOptions()
 
@@ -220,6 +220,7 @@ prepare_folder(folder / "hr", folder / "masks", folder / "out", images_per_shard
 """
 
 
+@posix
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, workers):
     (tmp_path / "hr").mkdir()

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import json
 import os
-import resource
 import shutil
 import signal
 import struct
@@ -26,7 +25,7 @@ from samdiffsr.data.prepare import IMAGES_PER_SHARD
 from samdiffsr.data.shards import key_of, stem_of
 from samdiffsr.masks.rle import region_pixels
 from samdiffsr.workers import in_processes
-from support import left_half, prepare, write_masks
+from support import left_half, posix, prepare, write_masks
 
 OPTIONS = PrepareOptions()
 
@@ -283,8 +282,11 @@ def test_a_structure_map_can_be_resized(photos):
     assert np.array_equal(PreparedImages(photos / "out")[1][2], expected)
 
 
+@posix
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(photos):
     """The system refuses to let a file grow, as a full disk does; Python gets the same kind of error."""
+    import resource
+
     code = "from samdiffsr.cli import main; main()"
     arguments = ["prepare", "-i", photos / "hr", "--masks", photos / "masks", "-o", photos / "out"]
     done = subprocess.run(
@@ -300,6 +302,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(photos):
     assert prepare(photos).images == 2
 
 
+@posix
 def test_a_worker_that_dies_is_one_sentence(photos):
     with pytest.raises(SamDiffSRError, match="fewer --workers"):
         prepare(photos, run=lambda _, plans: in_processes(die, plans, workers=2))

@@ -394,5 +394,5 @@ def test_command_line_errors_are_one_sentence(tmp_path, tiny_pipe_dir, capsys, m
         monkeypatch.delitem(sys.modules, f"samdiffsr.export.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert samdiffsr("export", "--networks", "-m", tiny_pipe_dir, "-o", tmp_path / "m") == 2
-    assert "pip install 'samdiffsr[onnx]'" in capsys.readouterr().err
+    assert 'pip install "samdiffsr[onnx]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -249,7 +249,7 @@ def test_too_many_pixels_and_a_file_cut_short(files: dict[str, Path], kind: str,
 )
 def test_without_the_extra(files, kind: str, package: str, extra: str, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    words = rf"^Cannot read '.*': {package} is not installed; run pip install 'samdiffsr\[{extra}\]'\.$"
+    words = rf"^Cannot read '.*': {package} is not installed; run pip install \"samdiffsr\[{extra}\]\"\.$"
     with pytest.raises(ImageError, match=words):
         read_image(files[kind])
     if kind == "jxl":

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
@@ -148,7 +147,7 @@ def test_killed_at_any_moment_and_continued(tmp_path):
         wait_until(
             lambda least=least: (out / "masks.options").exists() and len([*out.glob("*.json")]) >= least, process
         )
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         for file in out.glob("*.json"):
             assert file.read_bytes() == (tmp_path / "whole" / file.name).read_bytes()

@@ -10,7 +10,6 @@ import transformers
 from PIL import Image
 from pycocotools import mask as coco
 from torch.nn import functional as F
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from masks.tiny_sam import tiny_sam
 from samdiffsr import SamDiffSRError
@@ -172,7 +171,8 @@ def test_same_records_as_the_pipeline_of_transformers(monkeypatch):
     """SAM 1. Its last step wants torchvision's NMS and is given one of the same meaning in its place."""
     network, image = tiny_sam("sam").double(), blocks()
     size = {"longest_edge": 64}, {"height": 64, "width": 64}
-    processor = SamImageProcessorPil(size=size[0], pad_size=size[1], mask_pad_size=size[1], mask_size=size[0])
+    module = pytest.importorskip("transformers.models.sam.image_processing_pil_sam")  # not before transformers 5.4
+    processor = module.SamImageProcessorPil(size=size[0], pad_size=size[1], mask_pad_size=size[1], mask_size=size[0])
 
     def batched_nms(boxes, scores, idxs, iou_threshold):
         return torch.tensor(plain_nms(boxes.tolist(), scores.tolist(), iou_threshold))
@@ -182,7 +182,7 @@ def test_same_records_as_the_pipeline_of_transformers(monkeypatch):
     for name in ("torchvision", "torchvision.ops"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "torchvision.ops.boxes", stand_in)
-    monkeypatch.setattr(SamImageProcessorPil, "post_process_for_mask_generation", _unguarded)
+    monkeypatch.setattr(module.SamImageProcessorPil, "post_process_for_mask_generation", _unguarded)
     pipe = transformers.MaskGenerationPipeline(model=network, image_processor=processor)
     theirs = pipe(
         Image.fromarray(image),

@@ -8,7 +8,6 @@ from PIL import Image
 import samdiffsr.sampling.noise_blocks
 import samdiffsr.sampling.tiled
 from samdiffsr import ConditionalUNet, LightDenoiser, LightEncoder, NoiseSchedule, SamDiffSRError, SamDiffSRPipeline
-from samdiffsr.export.sampler import sampler_of
 from samdiffsr.sampling.schedulers import named_scheduler
 from samdiffsr.structure import ENCODINGS, draw_structure, position_map, position_window, structure_map
 
@@ -90,14 +89,19 @@ def test_the_map_as_an_input_reaches_the_denoiser_without_any_shift(unet):
     np.testing.assert_array_equal(run(plain, image, structure=found + 1).images, run(plain, image).images)
 
 
+def test_a_denoiser_that_takes_the_map_is_not_exported():
+    export = pytest.importorskip("samdiffsr.export.sampler")  # needs the extra `onnx`
+    for head in (False, True):
+        with pytest.raises(SamDiffSRError, match=r"without diffusion\.network\.structure_input"):
+            export.sampler_of(pipe_with("sample", "none", head=head, structure_input=True))
+
+
 def test_a_denoiser_that_takes_the_map_is_never_sampled_without_one(tmp_path):
     image = picture(3, 2)
     for head in (False, True):
         pipe = pipe_with("sample", "none", head=head, structure_input=True)
         with pytest.raises(SamDiffSRError, match="takes the structure map as an input, but structure is 'none'"):
             run(pipe, image, structure="none")
-        with pytest.raises(SamDiffSRError, match=r"without diffusion\.network\.structure_input"):
-            sampler_of(pipe)
     pipe = pipe_with("sample", "none", head=False, structure_input=True)
     with pytest.raises(SamDiffSRError, match="takes the structure map"):
         run(pipe, image)

@@ -19,7 +19,7 @@ from samdiffsr.training.run import (
     train_diffusion,
     train_encoder,
 )
-from support import quiet, same, tiny, weights
+from support import posix, quiet, same, tiny, weights
 
 ADVERSARIAL = (
     "diffusion.loss.adversarial_weight=0.01",
@@ -66,6 +66,7 @@ def kill_oneself(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@posix
 def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):
     """10 updates at once against SIGKILL in the sixth, after the checkpoint of the fourth, and --resume; both stages."""
     options = [f"{stage}.{key}" for stage in ("encoder", "diffusion") for key in ("optim.updates=10", "save_every=4")]
@@ -91,6 +92,7 @@ def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):
     assert same(weights(tmp_path / "whole/model"), weights(tmp_path / "parts/model"))
 
 
+@posix
 @pytest.mark.parametrize(
     ("event", "name"), [("open", NUMBERS), ("os.rename", "00000003"), ("shutil.rmtree", "00000001")]
 )

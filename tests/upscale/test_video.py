@@ -361,5 +361,5 @@ def test_without_the_extra(panning: Path, tmp_path: Path, monkeypatch: pytest.Mo
     import sys
 
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImageError, match=r"av is not installed; run pip install 'samdiffsr\[video\]'"):
+    with pytest.raises(ImageError, match=r'av is not installed; run pip install "samdiffsr\[video\]"'):
         upscale_film(lambda: pytest.fail("too late"), panning, tmp_path / "large.mkv")

@@ -11,9 +11,10 @@ import pytest
 from samdiffsr.cli import main
 from samdiffsr.cli.serve import serve
 from samdiffsr.web.limits import Limits
-from support import noise_image
+from support import noise_image, posix
 
 
+@posix
 def test_from_address_to_end(tiny_pipe_dir, tmp_path) -> None:
     command = [sys.executable, "-m", "samdiffsr", "serve", "--port", "0", "-m", str(tiny_pipe_dir), "--device", "cpu"]
     # A shell without job control starts what it puts in the background deaf to Ctrl-C, and that is inherited.

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if package not in EXTRAS:
             raise
         extra = OWN_EXTRAS.get((words[0], package), EXTRAS[package])
-        typer.echo(f"Error: {package} is not installed: pip install 'samdiffsr[{extra}]'.", err=True)
+        typer.echo(f'Error: {package} is not installed: pip install "samdiffsr[{extra}]".', err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -115,5 +115,5 @@ def load_package(package: str, extra: str, path: str | os.PathLike[str], verb: s
         return importlib.import_module(package)
     except ImportError as error:
         raise ImageError(
-            f"Cannot {verb} '{path}': {package} is not installed; run pip install 'samdiffsr[{extra}]'."
+            f"Cannot {verb} '{path}': {package} is not installed; run pip install \"samdiffsr[{extra}]\"."
         ) from error
