@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -110,8 +111,83 @@ class FakeHub(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
+ASK = """
+import contextlib, io, json, os, sys, time
+from samdiffsr.errors import SamDiffSRError
+wait = time.sleep
+time.sleep = lambda seconds: wait(min(seconds, 0.01))  # else the Hub's library tries again after 1, 2, 4, 8 and 8 s
+for line in sys.stdin:
+    script, given, os.environ["HF_TOKEN"] = json.loads(line)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        try:
+            exec(script, {"given": given})
+        except SamDiffSRError as error:
+            print("Error:", error)
+    print(json.dumps(said.getvalue().strip()), flush=True)
+"""
+FETCH = "from samdiffsr.models.hub import fetch\nprint(fetch(given))"
+EVALUATE = "from samdiffsr.evaluation.methods import model\nprint(model(given, 'cpu').record)"
+PUSH = """from samdiffsr.errors import SamDiffSRError
+from samdiffsr.evaluation.card import push_to_hub
+for one in given:
+    try:
+        print(push_to_hub(**one))
+    except SamDiffSRError as error:
+        print('Error:', error)"""
+
+
+class User:
+    """A process that asks the Hub on `port`: one of its own, because the Hub's library reads its address when imported."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self.port = found.getsockname()[1]
+        here = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.port}",
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+        words = [sys.executable, "-c", ASK]
+        self.process = subprocess.Popen(
+            words, env=os.environ | here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def says(self, script: str, given: object, token: str = "") -> str:
+        """What `script` prints of `given`, or the sentence."""
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps([script, given, token]), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def fetch(self, name: str) -> str:
+        """The folder or the sentence."""
+        return self.says(FETCH, name)
+
+    def push(self, *calls: dict, token: str = "hf_may_write") -> list[str]:
+        """The address or the sentence of each call."""
+        return self.says(PUSH, [{"repo": "me/small"} | call for call in calls], token).splitlines()
+
+
+@pytest.fixture(scope="module")
+def the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+    user = User(tmp_path_factory.mktemp("home"))
+    yield user
+    user.process.communicate()
+
+
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[ThreadingHTTPServer, list[str]]]:
+def user(the_user: User) -> User:
+    """With an empty cache."""
+    shutil.rmtree(the_user.home)
+    the_user.home.mkdir()
+    return the_user
+
+
+@pytest.fixture
+def hub(user: User, tmp_path: Path) -> Iterator[tuple[ThreadingHTTPServer, list[str]]]:
     for number, commit in enumerate(COMMITS.values()):
         folder = tmp_path / "hub" / commit
         (folder / "denoiser").mkdir(parents=True)
@@ -121,56 +197,24 @@ def hub(tmp_path: Path) -> Iterator[tuple[ThreadingHTTPServer, list[str]]]:
         (folder / "code.py").write_text("raise SystemExit")
     (tmp_path / "hub" / COMMITS["v2"] / "model_index.json").unlink()
     asked: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(FakeHub, tmp_path / "hub", asked))
+    server = ThreadingHTTPServer(("127.0.0.1", user.port), functools.partial(FakeHub, tmp_path / "hub", asked))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server, asked
     server.shutdown()
     server.server_close()
 
 
-FETCH = "from samdiffsr.models.hub import fetch\nprint(fetch(sys.argv[1]))"
-EVALUATE = "from samdiffsr.evaluation.methods import model\nprint(model(sys.argv[1], 'cpu').record)"
-
-
-PUSH = """from samdiffsr.evaluation.card import push_to_hub
-import json
-for given in json.loads(sys.argv[1]):
-    try:
-        print(push_to_hub(**given))
-    except SamDiffSRError as error:
-        print('Error:', error)"""
-
-
-def fetch(port: int, name: str, tmp_path: Path, script: str = FETCH, token: str = "") -> str:
-    """The folder or the sentence, from a process of its own, because the Hub's library reads its address when imported."""
-    lines = "\n    ".join(script.splitlines())
-    code = f"import sys\nfrom samdiffsr.errors import SamDiffSRError\ntry:\n    {lines}\n"
-    code += "except SamDiffSRError as error:\n    print('Error:', error)"
-    here = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "HF_TOKEN": token,
-    }
-    words = [sys.executable, "-c", code, name]
-    done = subprocess.run(words, env=os.environ | here, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_weights_are_fetched_and_serve_again_without_network(hub, tmp_path) -> None:
+def test_weights_are_fetched_and_serve_again_without_network(hub, user) -> None:
     server, asked = hub
-    folder = Path(fetch(server.server_port, "me/small", tmp_path))
+    folder = Path(user.fetch("me/small"))
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     assert names == ["denoiser/weights.safetensors", "model_index.json"]  # neither code nor pickles
     assert json.loads((folder / "model_index.json").read_text()) == {"number": 0}
     assert not [path for path in asked if path.endswith((".py", ".bin"))]
     server.shutdown()
     server.server_close()
-    assert fetch(server.server_port, "me/small", tmp_path) == str(folder)
-    assert "cannot be reached" in fetch(server.server_port, "me/other", tmp_path)
+    assert user.fetch("me/small") == str(folder)
+    assert "cannot be reached" in user.fetch("me/other")
 
 
 @pytest.mark.parametrize(
@@ -182,24 +226,20 @@ def test_weights_are_fetched_and_serve_again_without_network(hub, tmp_path) -> N
         ("me/none", "There is neither a folder 'me/none' here nor a model 'me/none' on the Hub"),
     ],
 )
-def test_one_sentence_for_what_cannot_be_had(hub, tmp_path, name, sentence) -> None:
-    assert fetch(hub[0].server_port, name, tmp_path).startswith(f"Error: {sentence}")
+@pytest.mark.usefixtures("hub")
+def test_one_sentence_for_what_cannot_be_had(user, name, sentence) -> None:
+    assert user.fetch(name).startswith(f"Error: {sentence}")
 
 
 @pytest.mark.parametrize(("spec", "steps"), [("me/small@v1@steps=1,detail=0.5", 1), ("me/small@v1", 2)])
-def test_a_revision_and_settings_to_evaluate(hub, tmp_path, tiny_pipe_dir, spec, steps) -> None:
+@pytest.mark.usefixtures("hub")
+def test_a_revision_and_settings_to_evaluate(user, tmp_path, tiny_pipe_dir, spec, steps) -> None:
     """The last @ belongs to the settings only where an = stands behind it; and the record has the weights' checksum."""
     shutil.copytree(tiny_pipe_dir, tmp_path / "hub" / COMMITS["v1"], dirs_exist_ok=True)
     (tmp_path / "hub" / COMMITS["v1"] / "denoiser/weights.safetensors").unlink()
-    record = ast.literal_eval(fetch(hub[0].server_port, spec, tmp_path, EVALUATE))
+    record = ast.literal_eval(user.says(EVALUATE, spec))
     assert (record["model"], record["steps"]) == ("me/small@v1", steps)
     assert record["sha256"] == model(str(tiny_pipe_dir), "cpu").record["sha256"]
-
-
-def push(hub, tmp_path: Path, *calls: dict, token: str = "hf_may_write") -> list[str]:
-    """What each call says, all of them in one process."""
-    given = json.dumps([{"repo": "me/small"} | call for call in calls])
-    return fetch(hub[0].server_port, given, tmp_path, PUSH, token).splitlines()
 
 
 def report_about(folder: Path, path: Path) -> Path:
@@ -213,13 +253,14 @@ def report_about(folder: Path, path: Path) -> Path:
     return path / "report" / "report.json"
 
 
-def test_a_pushed_model_has_a_card_with_its_figures_and_comes_back(hub, tmp_path, tiny_pipe_dir) -> None:
+@pytest.mark.usefixtures("hub")
+def test_a_pushed_model_has_a_card_with_its_figures_and_comes_back(user, tmp_path, tiny_pipe_dir) -> None:
     folder = tmp_path / "run"
     shutil.copytree(tiny_pipe_dir, folder)
     (folder / "state.pt").write_bytes(b"of the training")
     report = report_about(folder, tmp_path)
     given = {"folder": str(folder), "reports": [str(report)], "licence": "mit", "revision": "next"}
-    assert push(hub, tmp_path, given)[0].endswith("/me/small/commit/next")
+    assert user.push(given)[0].endswith("/me/small/commit/next")
     there = tmp_path / "hub" / COMMITS["next"]
     assert not (there / "state.pt").exists() and (there / "pipeline.py").is_file()
     card: Any = ModelCard.load(there / "README.md")
@@ -232,31 +273,30 @@ def test_a_pushed_model_has_a_card_with_its_figures_and_comes_back(hub, tmp_path
     assert found["psnr-y (steps=1)"].metric_value == pytest.approx(means[f"{folder}@steps=1"]["psnr-y"])
     assert found["psnr-y"].metric_value != pytest.approx(means["bicubic"]["psnr-y"])
     assert found["psnr-y"].dataset_name == "Set1" and "BT.601" in found["psnr-y"].metric_args["protocol"]
-    again = Path(fetch(hub[0].server_port, "me/small@next", tmp_path))
+    again = Path(user.fetch("me/small@next"))
     weights = "denoiser/diffusion_pytorch_model.safetensors"
     assert (again / weights).read_bytes() == (folder / weights).read_bytes()
 
 
-def test_a_card_that_the_repository_has_keeps_its_words(hub, tmp_path, tiny_pipe_dir) -> None:
+@pytest.mark.usefixtures("hub")
+def test_a_card_that_the_repository_has_keeps_its_words(user, tmp_path, tiny_pipe_dir) -> None:
     there = tmp_path / "hub" / COMMITS["main"] / "README.md"
     there.write_text("---\nlicense: cc0-1.0\ntags: [mine]\n---\n\n# By hand\n")
-    assert push(hub, tmp_path, {"folder": str(tiny_pipe_dir)})[0].endswith("/me/small/commit/main")
+    assert user.push({"folder": str(tiny_pipe_dir)})[0].endswith("/me/small/commit/main")
     card: Any = ModelCard.load(there)
     assert card.text.strip() == "# By hand"
     assert card.data.license == "cc0-1.0" and card.data.tags[:2] == ["mine", "super-resolution"]
     assert card.data.eval_results is None
 
 
-def test_one_sentence_for_what_cannot_be_pushed(hub, tmp_path, tiny_pipe_dir) -> None:
+def test_one_sentence_for_what_cannot_be_pushed(hub, user, tmp_path, tiny_pipe_dir) -> None:
     (tmp_path / "no.json").write_text("[]")
     other = tmp_path / "other"
     shutil.copytree(tiny_pipe_dir, other)
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps(index | {"detail": 0.5}))
     given = {"folder": str(tiny_pipe_dir)}
-    said = push(
-        hub,
-        tmp_path,
+    said = user.push(
         {"folder": str(tmp_path / "no")},
         given | {"repo": "small"},
         given | {"reports": [str(tmp_path / "no.json")]},
@@ -267,11 +307,11 @@ def test_one_sentence_for_what_cannot_be_pushed(hub, tmp_path, tiny_pipe_dir) ->
     assert said[2].startswith(f"Error: '{tmp_path}/no.json' is no report.json of samdiffsr evaluate")
     assert f"has no figures of the weights in '{tiny_pipe_dir}'" in said[3]
     assert hub[1] == []  # nothing was asked
-    refused = push(hub, tmp_path, given, token="hf_may_read")
+    refused = user.push(given, token="hf_may_read")
     assert refused[0].startswith("Error: The Hub does not let you write to 'me/small': log in")
     hub[0].shutdown()
     hub[0].server_close()
-    assert push(hub, tmp_path, given) == ["Error: The Hub cannot be reached to write to 'me/small'."]
+    assert user.push(given) == ["Error: The Hub cannot be reached to write to 'me/small'."]
 
 
 def test_a_path_is_never_asked_of_the_network(tmp_path, monkeypatch) -> None:
