@@ -1,20 +1,25 @@
-"""16-bit PNG, TIFF and JPEG XL: what Pillow cannot write.
+"""What Pillow cannot write: 16 bits, large PNG and JPEG in little memory, TIFF with EXIF, JPEG XL.
 
-Pillow's PNG writer has no 16-bit colour. Its TIFF writer has none either, and fails on EXIF as soon as the pixels are
-compressed.
+Pillow's writers of PNG and TIFF have no 16-bit colour, that of TIFF fails on EXIF as soon as the pixels are compressed, and
+all of them want the whole picture, with 4 bytes a pixel.
 """
 
 import io
 import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from PIL import TiffImagePlugin, TiffTags
+from PIL import Image, TiffImagePlugin, TiffTags
 
 from samdiffsr.images.metadata import XMP_TAG, load_exif, resolution_in_exif
 from samdiffsr.images.picture import Metadata
 
-_BLOCK = 2**23  # bytes of samples that are compressed at once
+Strip = Callable[[int, int], np.ndarray]
+"""(first, end) -> the samples (end - first, W, C) of those rows."""
+
+_BLOCK = 2**21  # bytes of samples that are compressed at once
+_MCU = 8  # rows of a block of JPEG, of 4:4:4 and grey
 
 
 def encode_tiff(samples: np.ndarray, icc: bytes | None, metadata: Metadata) -> io.BytesIO:
@@ -88,50 +93,119 @@ def _described(metadata: Metadata) -> dict[int, Any]:
     return tags
 
 
-def encode_16_bit_png(samples: np.ndarray, dressed: bytes) -> io.BytesIO:
-    """A 16-bit PNG.
+def encode_png(strip: Strip, height: int, dressed: bytes) -> Iterator[bytes]:
+    """A PNG, piece by piece: no more than a few strips of the picture are in memory.
+
+    Pixels of 8 bits are filtered by Pillow, which chooses for each row, 16 bits by Paeth's filter.
 
     Args:
-        samples: uint16 (H, W, C): grey, grey and alpha, RGB, RGBA.
+        strip: gives uint8 or uint16 samples: grey, grey and alpha, RGB, RGBA.
         dressed: any PNG whose other chunks (profile, EXIF, XMP, resolution) the new one takes over.
     """
-    height, width, channels = samples.shape
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    file = io.BytesIO()
-    file.write(dressed[:8])
-    header = width.to_bytes(4) + height.to_bytes(4) + bytes([16, colour, 0, 0, 0])
-    _chunk(file, b"IHDR", header)
-    place = 8
-    while place < len(dressed):
-        length, kind = int.from_bytes(dressed[place : place + 4]), dressed[place + 4 : place + 8]
+    above = strip(0, 1)
+    _, width, channels = above.shape
+    yield dressed[:8]
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8 * above.itemsize, (0, 4, 2, 6)[channels - 1], 0, 0, 0])
+    yield _chunk(b"IHDR", header)
+    for kind, data in _chunks(dressed):
         if kind not in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-            file.write(dressed[place : place + 12 + length])
-        place += 12 + length
-    pack = zlib.compressobj(6)
-    above = np.zeros(width * channels * 2, np.uint8)
-    rows = max(1, _BLOCK // above.size)
+            yield _chunk(kind, data)
+    pack = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_FILTERED)  # as Pillow has it
+    rows = max(1, _BLOCK // above.nbytes)
+    above = np.zeros_like(above)
     for first in range(0, height, rows):
-        block = samples[first : first + rows].astype(">u2").reshape(-1, width * channels).view(np.uint8)
-        if data := pack.compress(_paeth(block, above, 2 * channels).tobytes()):
-            _chunk(file, b"IDAT", data)
-        above = block[-1]
-    _chunk(file, b"IDAT", pack.flush())
-    _chunk(file, b"IEND", b"")
-    return file
+        block = strip(first, min(first + rows, height))
+        filtered = _chosen(block, above if first else None) if block.itemsize == 1 else _paeth(block, above)
+        if data := pack.compress(filtered):
+            yield _chunk(b"IDAT", data)
+        above = block[-1:]
+    yield _chunk(b"IDAT", pack.flush())
+    yield _chunk(b"IEND", b"")
 
 
-def _paeth(rows: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
-    """PNG filter 4 of uint8 rows (H, bytes): each byte minus that of left, above, above left that predicts it best."""
+def encode_jpeg(strip: Strip, height: int, options: dict[str, Any], described: dict[str, Any]) -> Iterator[bytes]:
+    """A JPEG, piece by piece: no more than a few strips of the picture are in memory.
+
+    Each strip is encoded as a picture of its own with a restart marker after each row of blocks. There the encoder forgets
+    the blocks before, so the scans of all strips in a row are the scan of the whole picture: the pixels are the same.
+
+    Args:
+        strip: gives uint8 samples: grey or RGB.
+        options: of Pillow, what the pixels need; the colour is 4:4:4 or none, the Huffman tables are the standard ones.
+        described: of Pillow, what the header says besides (profile, EXIF, XMP, resolution).
+    """
+    period = 8 * _MCU  # restart markers count from 0 to 7
+    rows = max(period, _BLOCK // strip(0, 1).nbytes // period * period)
+    if height <= rows:
+        yield _jpeg(strip(0, height), options | described)
+        return
+    for first in range(0, height, rows):
+        part = _jpeg(
+            strip(first, min(first + rows, height)),
+            options | {"restart_marker_rows": 1} | ({} if first else described),
+        )
+        size, scan = _parts(part)
+        if first:
+            yield b"\xff\xd7"  # the last of the eight
+        else:
+            yield part[:size] + height.to_bytes(2) + part[size + 2 : scan]
+        yield part[scan:-2]  # without the marker of the end
+    yield b"\xff\xd9"
+
+
+def _jpeg(samples: np.ndarray, options: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    as_image(samples).save(file, format="JPEG", **options)
+    return file.getvalue()
+
+
+def _parts(jpeg: bytes) -> tuple[int, int]:
+    """Where a JPEG says its height, and where its scan starts."""
+    size, place = 0, 2
+    while True:
+        marker = jpeg[place + 1]
+        if marker in (0xC0, 0xC1):  # start of frame: length, depth, height
+            size = place + 5
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+        if marker == 0xDA:  # start of scan
+            return size, place
+
+
+def _chosen(block: np.ndarray, above: np.ndarray | None) -> bytes:
+    """PNG rows of uint8 samples, each with the filter that Pillow chooses. `above` is the row before."""
+    file = io.BytesIO()
+    as_image(block if above is None else np.concatenate([above, block])).save(file, format="PNG", compress_level=0)
+    rows = zlib.decompress(b"".join(data for kind, data in _chunks(file.getvalue()) if kind == b"IDAT"))
+    return rows if above is None else rows[1 + block[0].nbytes :]
+
+
+def as_image(samples: np.ndarray) -> Image.Image:
+    """uint8 (H, W, C) samples: grey, grey and alpha, RGB, RGBA."""
+    return Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    place = 8
+    while place < len(png):
+        length = int.from_bytes(png[place : place + 4])
+        yield png[place + 4 : place + 8], png[place + 8 : place + 8 + length]
+        place += 12 + length
+
+
+def _paeth(block: np.ndarray, above: np.ndarray) -> bytes:
+    """PNG rows of uint16 samples with filter 4: each byte minus that of left, above, above left that predicts it best."""
+    step = 2 * block.shape[2]
+    rows, before = (part.astype(">u2").reshape(len(part), -1).view(np.uint8) for part in (block, above))
     padded = np.zeros((rows.shape[0] + 1, rows.shape[1] + step), np.int16)
-    padded[0, step:], padded[1:, step:] = above, rows
+    padded[0, step:], padded[1:, step:] = before[0], rows
     left, up, corner = padded[1:, :-step], padded[:-1, step:], padded[:-1, :-step]
     off_left, off_up = np.abs(up - corner), np.abs(left - corner)
     off_corner = np.abs(left + up - 2 * corner)
     best = np.where((off_left <= off_up) & (off_left <= off_corner), left, np.where(off_up <= off_corner, up, corner))
     filtered = np.full((rows.shape[0], rows.shape[1] + 1), 4, np.uint8)
     filtered[:, 1:] = rows - best.astype(np.uint8)
-    return filtered
+    return filtered.tobytes()
 
 
-def _chunk(file: io.BytesIO, kind: bytes, data: bytes) -> None:
-    file.write(len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4))
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)

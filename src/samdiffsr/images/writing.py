@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
 from samdiffsr.errors import ImageError
-from samdiffsr.files import write_whole
+from samdiffsr.files import whole_file
 from samdiffsr.images.animation import encode_frames
-from samdiffsr.images.encoders import encode_16_bit_png, encode_jxl, encode_tiff
+from samdiffsr.images.encoders import as_image, encode_jpeg, encode_jxl, encode_png, encode_tiff
 from samdiffsr.images.formats import QUALITY, SIXTEEN_BIT, check_target
 from samdiffsr.images.metadata import fitting, reason, resolution_in_exif, sized
-from samdiffsr.images.picture import Metadata, Picture
+from samdiffsr.images.picture import Metadata, Picture, to_8_bit
 
 _NAMED = {"WEBP": "a WebP", "AVIF": "an AVIF"}
 _JPEG_LIMIT = 65_500  # bytes of EXIF or XMP
@@ -40,9 +41,11 @@ def write_image(picture: Picture, path: str | os.PathLike[str], *, quality: int 
             permission, disk full.
         ConfigError: a quality outside 1 to 100.
     """
-    content, notes = encode_image(picture, path, quality=quality)
-    write_whole(content, Path(path), error=ImageError)
-    return notes
+    pieces, notes = _encoded(picture, Path(path), quality)
+    with whole_file(Path(path), error=ImageError) as file:
+        for piece in pieces:
+            file.write(piece)
+    return tuple(notes)
 
 
 def encode_image(
@@ -54,7 +57,15 @@ def encode_image(
         ImageError: unknown extension, or transparency in a format without.
         ConfigError: a quality outside 1 to 100.
     """
-    path = Path(path)
+    pieces, notes = _encoded(picture, Path(path), quality)
+    file = io.BytesIO()
+    for piece in pieces:
+        file.write(piece)
+    return file.getbuffer(), tuple(notes)
+
+
+def _encoded(picture: Picture, path: Path, quality: int | None) -> tuple[Iterator[bytes | memoryview], list[str]]:
+    """The pieces of the file, made one by one, and the notes, complete after the last piece."""
     if quality is not None:
         QUALITY.check(quality)
     height, width = picture.rgb.shape[:2]
@@ -62,21 +73,25 @@ def encode_image(
     notes: list[str] = []
     if picture.depth == 16 and path.suffix.lower() not in SIXTEEN_BIT:
         notes.append(f"16-bit pixels reduced to the 8 bit that {path.suffix.lower()} holds")
-        picture = picture.in_8_bit()
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        try:
+            yield from _pieces(picture, format_, quality, notes)
+        except (OSError, ValueError, struct.error, OverflowError) as error:
+            raise ImageError(f"Cannot write '{path}': {reason(error)}; try .png.") from error
+
+    return pieces(), notes
+
+
+def _pieces(picture: Picture, format_: str, quality: int | None, notes: list[str]) -> Iterator[bytes | memoryview]:
+    height, width = picture.rgb.shape[:2]
     metadata = sized(picture.metadata, height, width)
-    try:
-        if format_ == "TIFF":
-            buffer = encode_tiff(_samples(picture, keep_grey=picture.depth == 8), picture.icc, metadata)
-        elif format_ == "JXL":
-            buffer = encode_jxl(_samples(_in_srgb(picture, notes)), metadata, quality)
-        elif picture.depth == 16:
-            pixel = Picture(np.zeros((1, 1, 3), np.uint8), grey=picture.grey, icc=picture.icc)
-            buffer = encode_16_bit_png(_samples(picture), _encoded(pixel, metadata, "PNG", None, notes).getvalue())
-        else:
-            buffer = _encoded(picture, metadata, format_, quality, notes)
-    except (OSError, ValueError, struct.error, OverflowError) as error:
-        raise ImageError(f"Cannot write '{path}': {reason(error)}; try .png.") from error
-    return buffer.getbuffer(), tuple(notes)
+    if format_ == "TIFF":
+        yield encode_tiff(_samples(picture, keep_grey=picture.depth == 8), picture.icc, metadata).getbuffer()
+    elif format_ == "JXL":
+        yield encode_jxl(_samples(_in_srgb(picture.in_8_bit(), notes)), metadata, quality).getbuffer()
+    else:
+        yield from _by_pillow(picture, metadata, format_, quality, notes)
 
 
 def _in_srgb(picture: Picture, notes: list[str]) -> Picture:
@@ -115,52 +130,65 @@ def _grey(rgb: np.ndarray) -> np.ndarray:
     return (total >> 16).astype(np.uint16)
 
 
-def _encoded(picture: Picture, metadata: Metadata, format_: str, quality: int | None, notes: list[str]) -> io.BytesIO:
-    """The file of an 8-bit picture. In memory, because Pillow's own file writing turns a full disk into "encoder error -2"."""
-    image = Image.fromarray(picture.rgb)
-    if picture.grey:
-        image = image.convert("L")
-    if picture.alpha is not None:
-        image.putalpha(Image.fromarray(picture.alpha))
-    options = _options(metadata, format_, quality, notes)
+def _by_pillow(
+    picture: Picture, metadata: Metadata, format_: str, quality: int | None, notes: list[str]
+) -> Iterator[bytes | memoryview]:
+    """The file by Pillow's encoders. In memory, because its own file writing turns a full disk into "encoder error -2"."""
+    pixels, described = _options(metadata, format_, quality, notes)
     if picture.icc and format_ == "BMP":
         notes.append("a BMP holds no colour profile, so it is left out")
     elif picture.icc and format_ in ("WEBP", "AVIF") and picture.icc[16:20] == b"GRAY":
         notes.append(f"{_NAMED[format_]} is always RGB, so the grey colour profile is left out")
     elif picture.icc:
-        options["icc_profile"] = picture.icc
-    if picture.animation is not None and format_ in ("PNG", "WEBP"):
-        return encode_frames(picture, format_, options)
-    if picture.animation is not None:
+        described["icc_profile"] = picture.icc
+    if picture.animation is not None and format_ not in ("PNG", "WEBP"):
         notes.append("this format holds no moving picture, only the first frame is kept")
-    buffer = io.BytesIO()
-    image.save(buffer, format=format_, **options)
-    return buffer
+    height = len(picture.rgb)
+
+    def strip(first: int, end: int) -> np.ndarray:
+        alpha = None if picture.alpha is None else picture.alpha[first:end]
+        part = Picture(picture.rgb[first:end], alpha, picture.grey)
+        return _samples(part if format_ == "PNG" else part.in_8_bit())
+
+    file = io.BytesIO()
+    if picture.animation is not None and format_ in ("PNG", "WEBP") and (picture.depth == 8 or format_ == "WEBP"):
+        yield encode_frames(picture.in_8_bit(), format_, pixels | described).getbuffer()
+    elif format_ == "PNG":
+        as_image(to_8_bit(strip(0, 1)[:, :1])).save(file, format=format_, **described)
+        yield from encode_png(strip, height, file.getvalue())
+    elif format_ == "JPEG":
+        yield from encode_jpeg(strip, height, pixels, described)
+    else:
+        as_image(strip(0, height)).save(file, format=format_, **pixels, **described)
+        yield file.getbuffer()
 
 
-def _options(metadata: Metadata, format_: str, quality: int | None, notes: list[str]) -> dict[str, Any]:
-    """The options of Pillow's `save`."""
-    options: dict[str, Any] = {}
+def _options(
+    metadata: Metadata, format_: str, quality: int | None, notes: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of Pillow's `save`: those of the pixels, and those of what the file says besides."""
+    pixels: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     if format_ == "JPEG":
-        options = {"quality": 95 if quality is None else quality, "subsampling": 0}  # 4:4:4
+        pixels = {"quality": 95 if quality is None else quality, "subsampling": 0}  # 4:4:4
         metadata = fitting(metadata, _JPEG_LIMIT, notes)
     elif format_ == "WEBP":  # lossy WebP is 4:2:0 only; exact keeps the colour under alpha 0
-        options = {"lossless": True, "exact": True} if quality is None else {"quality": quality, "exact": True}
+        pixels = {"lossless": True, "exact": True} if quality is None else {"quality": quality, "exact": True}
     elif format_ == "AVIF":  # what Pillow writes is never quite lossless: its colours are YCbCr
-        options = {"quality": 95 if quality is None else quality, "subsampling": "4:4:4"}
+        pixels = {"quality": 95 if quality is None else quality, "subsampling": "4:4:4"}
     if format_ in ("WEBP", "AVIF"):
         metadata = replace(metadata, exif=resolution_in_exif(metadata))
     elif metadata.dpi:
-        options["dpi"] = metadata.dpi
+        described["dpi"] = metadata.dpi
     if format_ == "BMP":
         if metadata.exif or metadata.xmp:
             notes.append("a BMP holds neither EXIF nor XMP, so they are left out")
-        return options
+        return pixels, described
     if metadata.exif:
-        options["exif"] = metadata.exif
+        described["exif"] = metadata.exif
     if metadata.xmp and format_ == "PNG":
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+        described["pnginfo"] = PngImagePlugin.PngInfo()
+        described["pnginfo"].add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
     elif metadata.xmp:
-        options["xmp"] = metadata.xmp
-    return options
+        described["xmp"] = metadata.xmp
+    return pixels, described
