@@ -90,7 +90,7 @@ def test_jpeg(size: tuple[int, int], grey: bool, quality: int | None) -> None:
 
 
 def by_ffmpeg(jpeg: bytes) -> np.ndarray:
-    with av.open(io.BytesIO(jpeg)) as file:
+    with av.open(io.BytesIO(jpeg), "r") as file:
         return next(file.decode(file.streams.video[0])).to_ndarray()
 
 
