@@ -25,7 +25,7 @@ PROGRAMS = "samdiffsr|python|pip|torchrun|curl|make|find|uvx|\\."
 RUN = (
     "samdiffsr upscale photo.jpg -o large/",
     "samdiffsr upscale -i holiday -r -o large/ --skip-existing",
-    "samdiffsr upscale -i photo.jpg -o big.png -s 2.5 --detail 1",
+    "samdiffsr upscale -i photo.jpg -o big.png -s 2.5 --detail 0.5",
     "samdiffsr upscale -i photo.jpg -o same/ -s 1",
     "samdiffsr upscale -i photo.png -o large/ -m run/model",
     "samdiffsr doctor",
