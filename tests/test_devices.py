@@ -4,6 +4,8 @@ torch and psutil are replaced here and there by what they would answer on other 
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -240,3 +242,25 @@ def test_without_a_limit_torch_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     limit_threads()
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_processes_share_the_processors_of_a_script_that_imports_torch_first(tmp_path: Path) -> None:
+    """A spawned process runs the script's imports before anything else; two processes of all threads stop each other."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from samdiffsr.workers import in_processes\n"
+        "def threads(_):\n"
+        "    return torch.get_num_threads()\n"
+        "if __name__ == '__main__':\n"
+        "    print(*in_processes(threads, range(2), workers=2))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    for given, expected in (
+        ({}, max(1, available_processors() // 2)),
+        ({"OMP_NUM_THREADS": "2"}, min(2, available_processors())),
+    ):
+        done = subprocess.run(
+            [sys.executable, script], env=environment | given, capture_output=True, text=True, check=True, timeout=100
+        )
+        assert done.stdout.split() == [str(expected)] * 2

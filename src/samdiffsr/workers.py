@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -59,7 +60,10 @@ def in_processes(
 
 def _start(threads: int) -> None:
     """Share the processor, leave Ctrl-C to the parent, and end when the parent is killed instead of waiting for ever."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is imported, which is later
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
+        if (torch := sys.modules.get("torch")) is not None:  # which the script has done that this process runs again
+            torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
