@@ -92,8 +92,9 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
             raise CheckpointError(
                 f"model {name!r} is not found: give 'default', or a folder that has a model_index.json."
             )
-        if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", torch.float32)
+        given = (
+            "dtype" in kwargs or "torch_dtype" in kwargs
+        )  # the latter is the name that older versions of diffusers know
         kwargs.setdefault("low_cpu_mem_usage", False)  # True needs accelerate, and gains nothing at this size
         try:
             pipe = super().from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **kwargs)
@@ -101,7 +102,8 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
             raise CheckpointError(f"model folder {name!r} cannot be loaded: {first_line(error)}") from error
         for part in ("encoder", "denoiser"):
             if part not in kwargs:
-                check_weights(getattr(pipe, part), folder / part)
+                network = getattr(pipe, part) if given else getattr(pipe, part).to(torch.float32)
+                check_weights(network, folder / part)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

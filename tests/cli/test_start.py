@@ -6,9 +6,12 @@ import sys
 
 CODE = """
 import sys
+import torch
+of_torch = set(sys.modules)  # older ones bring sympy
 from samdiffsr.cli.start import load_quickly
 upscaler = load_quickly("default", "cpu")
-print([name for name in ("torch._dynamo", "sympy", "scipy", "accelerate", "diffusers.pipelines") if name in sys.modules])
+slow = {"torch._dynamo", "sympy", "scipy", "accelerate", "diffusers.pipelines"}
+print(sorted(slow & sys.modules.keys() - of_torch))
 import torch._dynamo, accelerate
 print(upscaler.device, torch._dynamo.__name__, accelerate.__name__)
 """

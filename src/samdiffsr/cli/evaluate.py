@@ -174,7 +174,10 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:  # rich before 15 prints an empty line for a bar that is disabled
+        yield lambda done, total: None
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task("evaluate", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -145,7 +145,11 @@ def _explained(repo: str) -> Iterator[None]:
             ) from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"The Hub refused to write to '{repo}': {reason}") from error
-    except (*_transport_errors(), OSError) as error:
+    except (
+        *_transport_errors(),
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: "the client has been closed", in version 1.3
         raise CheckpointError(f"The Hub cannot be reached to write to '{repo}'.") from error
 
 
