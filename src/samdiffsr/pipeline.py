@@ -92,9 +92,7 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
             raise CheckpointError(
                 f"model {name!r} is not found: give 'default', or a folder that has a model_index.json."
             )
-        given = (
-            "dtype" in kwargs or "torch_dtype" in kwargs
-        )  # the latter is the name that older versions of diffusers know
+        given = "dtype" in kwargs or "torch_dtype" in kwargs  # versions of diffusers differ in the name
         kwargs.setdefault("low_cpu_mem_usage", False)  # True needs accelerate, and gains nothing at this size
         try:
             pipe = super().from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **kwargs)
@@ -102,7 +100,9 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
             raise CheckpointError(f"model folder {name!r} cannot be loaded: {first_line(error)}") from error
         for part in ("encoder", "denoiser"):
             if part not in kwargs:
-                network = getattr(pipe, part) if given else getattr(pipe, part).to(torch.float32)
+                network = getattr(pipe, part)
+                if not given:  # they may be stored in float16; `to` of diffusers would warn
+                    torch.nn.Module.to(network, torch.float32)
                 check_weights(network, folder / part)
         return pipe
 
