@@ -2,7 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const form = $("settings");
-let standard = { steps: 1, detail: 0.7 };
+let standard = { steps: 1, detail: 1 };
 let fields = {};
 
 const plain = (id) => $(id).value.trim().replace(",", ".");
