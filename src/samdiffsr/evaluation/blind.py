@@ -16,7 +16,7 @@ from samdiffsr.evaluation.metrics import Metric, lr_psnr, luma
 from samdiffsr.evaluation.niqe import niqe
 from samdiffsr.evaluation.pairs import Images, read_pixels
 from samdiffsr.files import write_json, write_whole
-from samdiffsr.images import Picture, encode_image, list_images
+from samdiffsr.images import Picture, list_images, write_image
 from samdiffsr.resize import SCALE
 
 GAIN = 8
@@ -146,7 +146,7 @@ def judge(
                 deviation = disagreement(results)
                 values["disagreement"] = float(np.sqrt((deviation**2).mean()))
                 picture = output / f"{file.stem}_{_plain(method.label)}_disagreement.png"
-                write_whole(encode_image(as_picture(deviation), picture)[0], picture)
+                write_image(as_picture(deviation), picture)
             scores.append({"method": method.label, "image": file.stem, "values": values})
             if progress:
                 progress(number * len(methods) + place + 1, len(files) * len(methods))

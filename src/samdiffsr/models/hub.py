@@ -145,14 +145,13 @@ def _explained(repo: str) -> Iterator[None]:
             ) from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"The Hub refused to write to '{repo}': {reason}") from error
-    except (
-        *_transport_errors(),
-        OSError,
-        RuntimeError,
-    ) as error:  # RuntimeError: "the client has been closed", in version 1.3
+    except (*_transport_errors(), OSError) as error:
         raise CheckpointError(f"The Hub cannot be reached to write to '{repo}'.") from error
 
 
 def _transport_errors() -> list[type[Exception]]:
-    """The errors of a broken connection: huggingface-hub 2 uses httpx2, version 1 httpx."""
-    return [import_module(name).HTTPError for name in ("httpx2", "httpx") if util.find_spec(name)]
+    """The errors of a broken connection: huggingface-hub 2 uses httpx2, version 1 httpx.
+
+    RuntimeError is httpx's for a client that is closed, as version 1.3 leaves it where nobody answers.
+    """
+    return [RuntimeError, *(import_module(name).HTTPError for name in ("httpx2", "httpx") if util.find_spec(name))]
