@@ -113,7 +113,7 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
         (Path(save_directory) / "pipeline.py").write_text(PIPELINE_FILE, encoding="utf-8")
 
     def _sample(
-        self, model: TiledModel, structure: Canvas | None, generator: torch.Generator, on_step: OnStep
+        self, model: TiledModel, structure: Canvas | None, generators: list[torch.Generator], on_step: OnStep
     ) -> Canvas:
         """As an `Upscaler` does it, with a progress bar."""
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:  # pyright: ignore[reportCallIssue]
@@ -122,4 +122,4 @@ class SamDiffSRPipeline(DiffusionPipeline, Upscaler):
                 on_step(number, timestep, y)
                 bar.update()
 
-            return super()._sample(model, structure, generator, after)
+            return super()._sample(model, structure, generators, after)

@@ -358,7 +358,7 @@ def test_a_canvas_gives_back_what_was_written(in_file, dtype):
     for window in (canvas.window, Window(2, 6, 3, 8), Window(6, 7, 8, 9)):
         assert torch.equal(canvas.read(window).float(), window.cut(expected, canvas.window).float())
     if dtype != torch.bfloat16:
-        np.testing.assert_array_equal(canvas.array(), expected[0].permute(1, 2, 0).numpy())
+        np.testing.assert_array_equal(canvas.arrays()[0], expected[0].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "uint8", "uint16"])

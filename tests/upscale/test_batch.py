@@ -317,7 +317,7 @@ def test_impossible_steps_end_the_batch(tiny_pipe: Any, tmp_path: Path, steps: i
 
 def test_ctrl_c_leaves_whole_files_only(tiny_pipe: Any, tmp_path: Path) -> None:
     for name in "abc":
-        noise_image(tmp_path / "in" / f"{name}.png")
+        noise_image(tmp_path / "in" / f"{name}.png", size=(33, 32))  # too large to be enlarged together
 
     def interrupt(now: Progress) -> None:
         if now.number == 2 and now.part > 0.4:
@@ -332,7 +332,7 @@ def test_ctrl_c_leaves_whole_files_only(tiny_pipe: Any, tmp_path: Path) -> None:
 def test_killed_and_begun_again(tiny_pipe_dir: Path, tmp_path: Path) -> None:
     """A process killed without warning; the next one goes on and ends with the same bytes."""
     for name in ("a", "x/b", "x/c"):
-        noise_image(tmp_path / "in" / f"{name}.png")
+        noise_image(tmp_path / "in" / f"{name}.png", size=(33, 32))  # too large to be enlarged together
     script = f"""
         import os
         from samdiffsr.load import load_model

@@ -45,15 +45,19 @@ def check_structure(structure: Any, denoiser: Any, images: list[np.ndarray], *, 
     return [_checked(np.asarray(one), size) for one, size in zip(maps, sizes, strict=True)]
 
 
-def estimate_structure(model: TiledModel, structure: Structure, options: dict[str, str]) -> Canvas | None:
-    """Encode the image, and estimate its structure map, with `options` of `structure_map`; None for E^ = 0."""
+def estimate_structure(model: TiledModel, structures: Sequence[Structure], options: dict[str, str]) -> Canvas | None:
+    """Encode the images, and estimate their structure maps, with `options` of `structure_map`; None for E^ = 0.
+
+    `structures` are maps, or one name as often as there are images.
+    """
+    structure = structures[0]
     if not isinstance(structure, str):
         model.encode()
-        return model.spread(structure)
+        return model.spread(structures)  # pyright: ignore[reportArgumentType] - all are maps, see `check_structure`
     found = model.encode(with_structure=structure == "model")
     if structure != "felzenszwalb":
         return found
-    return model.spread(segmented(model.assemble(None, "uint8"), **options))
+    return model.spread([segmented(one, **options) for one in model.assemble(None, "uint8")])
 
 
 def segmented(image: np.ndarray, **options: str) -> np.ndarray:

@@ -4,7 +4,7 @@ A stock diffusers scheduler draws noise for, and remembers, the array it is give
 the same numbers, be the denoiser run on the whole image or tile by tile. Up to one block, that is plain diffusers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,32 @@ BLOCK_HR = 512  # part of what a seed means: another value gives other noise to 
 
 
 class NoiseBlocks:
-    """The plain state y_t of an image, drawn and advanced by the scheduler block by block.
+    """The plain state y_t of images of one size, drawn and advanced by the scheduler block by block.
 
     Args:
         scheduler: after `set_timesteps`. It is used itself for an image of one block, else copied and left as it is.
-        generator: draws all noise of an image of one block; else only the seed from which those of the blocks follow.
+        generators: one for each image. It draws all noise of an image of one block; else only the seed from which those of
+            the blocks follow.
         canvas: makes an empty canvas of the state's size for a given dtype. Canvases in files take the multistep
             memory of the schedulers too.
         state: y_t, any canvas of that size.
     """
 
     def __init__(
-        self, scheduler: Any, generator: torch.Generator, *, canvas: Callable[[torch.dtype], Canvas], state: Canvas
+        self,
+        scheduler: Any,
+        generators: Sequence[torch.Generator],
+        *,
+        canvas: Callable[[torch.dtype], Canvas],
+        state: Canvas,
     ) -> None:
         self._windows = list(_fixed(state.window))
-        self._schedulers, self._generators = [scheduler], [generator]
+        self._schedulers, self._generators = [scheduler], [list(generators)]
         if len(self._windows) > 1:
             self._schedulers = [twin(scheduler) for _ in self._windows]
-            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-            self._generators = [_derived(generator, seed, window) for window in self._windows]
+            seeds = [int(torch.randint(2**62, (), generator=one, device=one.device)) for one in generators]
+            of_images = list(zip(generators, seeds, strict=True))
+            self._generators = [[_derived(*one, window) for one in of_images] for window in self._windows]
         self._canvas, self._state = canvas, state
         self._memory: list[Canvas] = []
         self._away: list[list[Place]] = [[] for _ in self._windows]
@@ -45,8 +52,9 @@ class NoiseBlocks:
 
     def draw(self, dtype: torch.dtype, device: torch.device) -> None:
         """Fill the state with y_T from N(0, I), in the scheduler's scale."""
-        for window, scheduler, generator in zip(self._windows, self._schedulers, self._generators, strict=True):
-            noise = randn_tensor((1, 3, *window.shape), generator=generator, device=device, dtype=dtype)
+        for window, scheduler, generators in zip(self._windows, self._schedulers, self._generators, strict=True):
+            shape = (len(generators), 3, *window.shape)
+            noise = randn_tensor(shape, generator=generators, device=device, dtype=dtype)
             self._state.write(window, noise * scheduler.init_noise_sigma)
 
     def scale_input(self, batch: Tensor, timestep: Tensor) -> Tensor:
@@ -59,7 +67,9 @@ class NoiseBlocks:
         for number, (window, scheduler) in enumerate(zip(self._windows, self._schedulers, strict=True)):
             self._bring(number, scheduler)
             y_t, given = self._state.read(window), prediction.read(window)
-            options = {"generator": self._generators[number]} if self._takes_generator else {}
+            generators = self._generators[number]
+            given_noise = {"generator": generators[0] if len(generators) == 1 else generators}
+            options = given_noise if self._takes_generator else {}
             with explained(scheduler):
                 scheduler.scale_model_input(y_t, timestep)  # some schedulers insist on having been asked
                 y_before = scheduler.step(given, timestep, y_t, **options, return_dict=False)[0]

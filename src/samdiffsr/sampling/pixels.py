@@ -1,5 +1,6 @@
 """Pictures as a pipeline's caller has them: any accepted form -> pixels, and pixels -> the form asked for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,18 +69,21 @@ def as_pixels(image: Any) -> np.ndarray:
     return pixels
 
 
-def crop(pixels: np.ndarray, window: Window) -> Tensor:
-    """A window of an image as float32 (1, 3, h, w) in [0, 1]; beyond the image its last row and column repeat."""
-    height, width = pixels.shape[:2]
-    part = pixels[window.top : min(window.bottom, height), window.left : min(window.right, width)]
+def crop(images: Sequence[np.ndarray], window: Window) -> Tensor:
+    """A window of images of one size as float32 (N, 3, h, w) in [0, 1]; beyond an image its last row and column repeat."""
+    height, width = images[0].shape[:2]
     beyond = (max(0, window.bottom - height), max(0, window.right - width))
-    part = np.pad(part, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge") if any(beyond) else part
-    divisor = np.iinfo(part.dtype).max if np.issubdtype(part.dtype, np.integer) else 1
-    return torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1)).astype(np.float32) / divisor)[None]
+    cut = []
+    for pixels in images:
+        part = pixels[window.top : min(window.bottom, height), window.left : min(window.right, width)]
+        part = np.pad(part, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge") if any(beyond) else part
+        divisor = np.iinfo(part.dtype).max if np.issubdtype(part.dtype, np.integer) else 1
+        cut.append(torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1)).astype(np.float32) / divisor))
+    return cut[0][None] if len(cut) == 1 else torch.stack(cut)
 
 
 def encode_pixels(sr: Tensor, output_type: str) -> Tensor:
-    """(1, 3, h, w) in [-1, 1] -> the numbers of an output type, on the CPU."""
+    """(N, 3, h, w) in [-1, 1] -> the numbers of an output type, on the CPU."""
     dtype, largest = OUTPUTS[output_type]
     unit = (sr.float() / 2 + 0.5).cpu()
     return unit if dtype == torch.float32 else (unit * largest).round().to(dtype)

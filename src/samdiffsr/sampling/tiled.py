@@ -1,11 +1,11 @@
-"""One image on its way through the networks, tile by tile, with the result of the whole image at once.
+"""Images on their way through the networks, tile by tile, with the result of the whole image at once.
 
 Each network runs on a window: a tile and a halo as wide as the network sees. At a true border the window ends with the image,
 so padding is what it would be without tiles. When memory runs out the tile halves, and what was at hand is done again.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +50,11 @@ class Networks:
 
 
 class TiledModel:
-    """The networks on one image.
+    """The networks on one image, or on several small ones of one size together.
 
     Args:
         networks: the model.
-        pixels: (h, w, 3), see `samdiffsr.sampling.pixels.as_pixels`.
+        images: (h, w, 3) each, of one size and type, see `samdiffsr.sampling.pixels.as_pixels`.
         tile: side of a tile in LR pixels, 0 for none, None to choose by the free memory.
         clean: the level of degradation that networks with this input are given, None to estimate it from the image.
         kind: the type that the networks' convolutions are computed in, see `autocast_type`; None for that of the weights.
@@ -63,7 +63,7 @@ class TiledModel:
         on_warning: called with a sentence when memory ran out and the work goes on in smaller tiles.
 
     Attributes:
-        level: (1,), the level that was given or estimated; None for networks without the input.
+        level: (N,), the levels that were given or estimated; None for networks without the input.
 
     Raises:
         FloatingPointError: in a given `kind`, a network's answer is not finite, or one colour for a picture of several.
@@ -72,7 +72,7 @@ class TiledModel:
     def __init__(
         self,
         networks: Networks,
-        pixels: np.ndarray,
+        images: Sequence[np.ndarray],
         *,
         tile: int | None,
         clean: float | None = None,
@@ -80,11 +80,11 @@ class TiledModel:
         on_passes: Callable[[float], None] = lambda passes: None,
         on_warning: Callable[[str], None],
     ) -> None:
-        self._networks, self._pixels, self._on_warning = networks, pixels, on_warning
+        self._networks, self._images, self._on_warning = networks, images, on_warning
         self._on_passes, self._passes = on_passes, 0
         self.device, self.dtype = networks.device, networks.denoiser.dtype
         self._kind = kind
-        self.height, self.width = pixels.shape[:2]
+        self.count, (self.height, self.width) = len(images), images[0].shape[:2]
         multiple, least = networks.denoiser.hr_multiple, networks.denoiser.hr_minimum
         sides = [-(-max(SCALE * side, least) // multiple) * multiple // SCALE for side in (self.height, self.width)]
         self._multiple = -(-multiple // SCALE)
@@ -103,9 +103,13 @@ class TiledModel:
         self.level = self._level(clean) if takes_level(encoder) else None
 
     def canvas(self, dtype: torch.dtype | None = None, channels: int = 3) -> Canvas:
-        """An empty canvas of the (padded) HR size; without `dtype` of the networks' own."""
+        """An empty canvas of all images in the (padded) HR size; without `dtype` of the networks' own."""
         height, width = self._whole.scaled(SCALE).shape
-        return Canvas(channels, height, width, dtype=dtype or self.dtype, device=self.device, in_file=self._in_files)
+        return self._canvas(channels, height, width, dtype or self.dtype)
+
+    def _canvas(self, channels: int, height: int, width: int, dtype: torch.dtype) -> Canvas:
+        kind = {"dtype": dtype, "device": self.device, "in_file": self._in_files}
+        return Canvas(channels, height, width, count=self.count, **kind)
 
     def encode(self, *, with_structure: bool = False) -> Canvas | None:
         """Run the encoder; keep its estimate, if that is the base, and what the denoiser needs.
@@ -122,7 +126,7 @@ class TiledModel:
 
         def work(tile: Window) -> None:
             window, hr = tile.grown(halo, *self._whole.shape), tile.scaled(SCALE)
-            lr = crop(self._pixels, window).to(self.device, self.dtype)
+            lr = crop(self._images, window).to(self.device, self.dtype)
             given = {} if self.level is None else {"level": self.level}
             with self.networks():
                 features, estimate = encoder.encode(2 * lr - 1, with_image=self._estimate is not None, **given)
@@ -135,8 +139,7 @@ class TiledModel:
                     found = denoiser.structure(features, self._position(window.scaled(SCALE)))
                 structure.write(hr, hr.cut(found, window.scaled(SCALE)))
             if self._known is None:
-                kind = {"dtype": self.dtype, "device": self.device, "in_file": self._in_files}
-                self._known = Canvas(known.shape[1], *self._whole.shape, **kind)
+                self._known = self._canvas(known.shape[1], *self._whole.shape, self.dtype)
             self._known.write(tile, tile.cut(known, window))
 
         self._each_tile("encoder", work)
@@ -156,35 +159,36 @@ class TiledModel:
         self._each_tile("denoiser", work)
         return prediction
 
-    def spread(self, structure: np.ndarray) -> Canvas:
-        """A structure map (4h, 4w) as a canvas; beyond the image its last row and column repeat."""
+    def spread(self, structures: Sequence[np.ndarray]) -> Canvas:
+        """A structure map (4h, 4w) of each image as a canvas; beyond the image its last row and column repeat."""
         canvas = self.canvas(channels=1)
         for tile in tiles(*self._whole.shape, OUTPUT_TILE_LR):
             top, bottom, left, right = tile.scaled(SCALE)
-            rows = np.arange(top, bottom).clip(max=structure.shape[0] - 1)
-            columns = np.arange(left, right).clip(max=structure.shape[1] - 1)
-            window = torch.from_numpy(np.ascontiguousarray(structure[rows[:, None], columns], dtype=np.float32))
-            canvas.write(tile.scaled(SCALE), window[None, None].to(self.device, self.dtype))
+            rows = np.arange(top, bottom).clip(max=SCALE * self.height - 1)
+            columns = np.arange(left, right).clip(max=SCALE * self.width - 1)
+            window = np.stack([one[rows[:, None], columns].astype(np.float32) for one in structures])
+            canvas.write(tile.scaled(SCALE), torch.from_numpy(window)[:, None].to(self.device, self.dtype))
         return canvas
 
-    def gather(self, structure: Canvas) -> np.ndarray:
-        """A canvas of one channel as float32 (4h, 4w), without what lies beyond the image."""
-        out = np.empty((SCALE * self.height, SCALE * self.width), np.float32)
+    def gather(self, structure: Canvas) -> list[np.ndarray]:
+        """A canvas of one channel as float32 (4h, 4w) of each image, without what lies beyond it."""
+        out = np.empty((self.count, SCALE * self.height, SCALE * self.width), np.float32)
         for tile in tiles(self.height, self.width, OUTPUT_TILE_LR):
             top, bottom, left, right = tile.scaled(SCALE)
-            out[top:bottom, left:right] = structure.read(tile.scaled(SCALE))[0, 0].float().cpu().numpy()
-        return out
+            out[:, top:bottom, left:right] = structure.read(tile.scaled(SCALE))[:, 0].float().cpu().numpy()
+        return list(out)
 
-    def assemble(self, x_0: Canvas | None, output_type: str, *, detail: float = 1.0) -> np.ndarray:
-        """sr = detail x_0 / residual_scale + base as (H, W, 3) in the numbers of an output type; in a file past a limit.
+    def assemble(self, x_0: Canvas | None, output_type: str, *, detail: float = 1.0) -> list[np.ndarray]:
+        """sr = detail x_0 / residual_scale + base as (H, W, 3) of each image, in the numbers of an output type; in a file past
+        a limit.
 
         Without `x_0` it is the base alone.
         """
         dtype, _ = OUTPUTS[output_type]
         shape = (3, SCALE * self.height, SCALE * self.width)
-        large = int(np.prod(shape)) * dtype.itemsize > STATE_BYTES
-        out = Canvas(*shape, dtype=dtype, device=torch.device("cpu"), in_file=large)
-        least, most = torch.inf, -torch.inf
+        large = self.count == 1 and int(np.prod(shape)) * dtype.itemsize > STATE_BYTES
+        out = Canvas(*shape, count=self.count, dtype=dtype, device=torch.device("cpu"), in_file=large)
+        least, most = torch.tensor(torch.inf), torch.tensor(-torch.inf)
         for tile in tiles(self.height, self.width, OUTPUT_TILE_LR):
             hr = tile.scaled(SCALE)
             sr = self._bicubic(tile) if self._estimate is None else self._estimate.read(hr)
@@ -192,11 +196,13 @@ class TiledModel:
                 sr = x_0.read(hr).clamp(-1, 1) * (detail / self._networks.residual_scale) + sr
             sr = sr.clamp(-1, 1)
             if self._kind is not None:
-                least, most = min(least, float(sr.min())), max(most, float(sr.max()))
+                pixels = sr.flatten(1).cpu()
+                least, most = torch.minimum(least, pixels.amin(1)), torch.maximum(most, pixels.amax(1))
             out.write(hr, encode_pixels(sr, output_type))
-        if least == most and self._pixels.min() != self._pixels.max():
+        of_one_colour = (least == most).expand(self.count)
+        if any(one and given.min() != given.max() for one, given in zip(of_one_colour, self._images, strict=True)):
             raise FloatingPointError("the result has one colour")
-        return out.array()
+        return out.arrays()
 
     def networks(self) -> AbstractContextManager:
         """Around each call of a network: its convolutions are computed in `kind`."""
@@ -208,21 +214,24 @@ class TiledModel:
 
     def _level(self, clean: float | None) -> Tensor:
         if clean is not None:
-            return torch.full((1,), float(clean), device=self.device)
-        windows = (crop(self._pixels, tile) for tile in tiles(self.height, self.width, LEVEL_TILE_LR))
+            return torch.full((self.count,), float(clean), device=self.device)
+        return torch.cat([self._estimated_level(pixels) for pixels in self._images])
+
+    def _estimated_level(self, pixels: np.ndarray) -> Tensor:
+        windows = (crop([pixels], tile) for tile in tiles(self.height, self.width, LEVEL_TILE_LR))
         signed = (2 * window.to(self.device, self.dtype) - 1 for window in windows)
         return self._networks.encoder.estimate_level(signed).float()
 
     def _position(self, window: Window) -> Tensor:
-        """The position map in a window of HR pixels, (1, 1, H, W)."""
+        """The position map in a window of HR pixels for each image, (N, 1, H, W)."""
         size, encoding = (SCALE * self.height, SCALE * self.width), self._networks.encoding
         found = position_window(encoding, size, slice(window.top, window.bottom), slice(window.left, window.right))
-        return torch.from_numpy(found)[None, None].to(self.device, self.dtype)
+        return torch.from_numpy(found)[None, None].to(self.device, self.dtype).expand(self.count, -1, -1, -1)
 
     def _bicubic(self, tile: Window) -> Tensor:
         """The MATLAB-bicubic base of a tile."""
         window = tile.grown(BICUBIC_HALO_LR, self.height, self.width)
-        lr = crop(self._pixels, window).to(self.device, self.dtype)
+        lr = crop(self._images, window).to(self.device, self.dtype)
         base = 2 * imresize_tensor(lr * (255 / self._networks.lr_divisor), SCALE) - 1
         return tile.scaled(SCALE).cut(base, window.scaled(SCALE))
 
@@ -247,13 +256,15 @@ class TiledModel:
         return automatic_tile(
             *self._whole.shape,
             halo=self._aligned(halo),
-            bytes_per_pixel=floats * self.dtype.itemsize,
+            bytes_per_pixel=self.count * floats * self.dtype.itemsize,
             device=self.device,
             free=free_memory(self.device),
         )
 
     def _needs_files(self) -> bool:
-        """Whether features, estimate, state and prediction are more than memory should hold."""
+        """Whether features, estimate, state and prediction are more than memory should hold. Several images are small."""
+        if self.count > 1:
+            return False
         area = self._whole.shape[0] * self._whole.shape[1]
         size = area * (self._networks.encoder.feature_channels + 3 * 3 * SCALE**2) * self.dtype.itemsize
         free = None if self.device.type == "cpu" else free_memory(self.device)

@@ -66,16 +66,26 @@ def tiles(height: int, width: int, side: int, multiple: int = 1) -> Iterator[Win
 
 
 class Canvas:
-    """A tensor (1, channels, height, width) that is read and written window by window, in memory or in a file.
+    """A tensor (count, channels, height, width) that is read and written window by window, in memory or in a file.
 
     The file is a nameless one of the temporary folder (TMPDIR): the system removes it when the process ends, however it
-    ends. It is read and written, never mapped: mapped pages would count as this process's memory.
+    ends. It is read and written, never mapped: mapped pages would count as this process's memory. A `count` above 1 is for
+    small images and needs memory.
     """
 
     def __init__(
-        self, channels: int, height: int, width: int, *, dtype: torch.dtype, device: torch.device, in_file: bool
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        count: int = 1,
+        dtype: torch.dtype,
+        device: torch.device,
+        in_file: bool,
     ) -> None:
-        self.window = Window(0, height, 0, width)
+        assert count == 1 or not in_file, "a file holds one image"
+        self.window, self._count = Window(0, height, 0, width), count
         self._channels, self._dtype, self._device = channels, dtype, device
         self._tensor: Tensor | None = None
         self._file = None
@@ -89,7 +99,7 @@ class Canvas:
         return self._file is not None
 
     def read(self, window: Window) -> Tensor:
-        """A copy (1, channels, h, w), channels last; of the whole canvas in memory no copy, but that itself."""
+        """A copy (count, channels, h, w), channels last; of the whole canvas in memory no copy, but that itself."""
         if self._file is None:
             assert self._tensor is not None, "read before it was written"
             if window == self.window:
@@ -101,13 +111,13 @@ class Canvas:
         return pixels.to(self._device).permute(2, 0, 1)[None]
 
     def write(self, window: Window, batch: Tensor) -> None:
-        """Set a window to `batch` (1, channels, h, w); the whole canvas in memory becomes `batch` itself and no copy."""
+        """Set a window to `batch` (count, channels, h, w); the whole canvas in memory becomes `batch` itself and no copy."""
         if self._file is None:
             if window == self.window:
                 self._tensor = batch
                 return
             if self._tensor is None:
-                shape = (1, self._channels, *self.window.shape)
+                shape = (self._count, self._channels, *self.window.shape)
                 kind = torch.channels_last
                 self._tensor = torch.empty(shape, dtype=self._dtype, device=self._device, memory_format=kind)
             window.cut(self._tensor, self.window).copy_(batch)
@@ -115,14 +125,15 @@ class Canvas:
         pixels = batch[0].permute(1, 2, 0).to("cpu", self._dtype).contiguous()
         self._each_row(window, pixels, self._file.write)
 
-    def array(self) -> np.ndarray:
-        """The whole canvas as (height, width, channels); from a file a mapping that lasts as long as the array."""
+    def arrays(self) -> list[np.ndarray]:
+        """The whole canvas as `count` arrays (height, width, channels); from a file a mapping that lasts as long as the
+        array."""
         height, width = self.window.shape
         if self._file is None:
             assert self._tensor is not None, "read before it was written"
-            return np.ascontiguousarray(self._tensor[0].permute(1, 2, 0).cpu().numpy())
+            return [np.ascontiguousarray(one.permute(1, 2, 0).cpu().numpy()) for one in self._tensor]
         kind = torch.empty(0, dtype=self._dtype).numpy().dtype
-        return np.memmap(self._file, kind, "r+", shape=(height, width, self._channels))  # pyright: ignore
+        return [np.memmap(self._file, kind, "r+", shape=(height, width, self._channels))]  # pyright: ignore
 
     def _each_row(self, window: Window, pixels: Tensor, move: Callable[[memoryview], int | None]) -> None:
         """Read or write contiguous `pixels` (h, w, channels) row by row; the system may move less than it is asked to."""

@@ -1,29 +1,19 @@
-"""Many files, one after the other: while one is upscaled, the next is read and the last is written."""
+"""Many files, one after the other; small pictures of one size together."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samdiffsr.errors import ConfigError, ImageError
-from samdiffsr.files import make_folder, sweep
-from samdiffsr.images import (
-    ALPHA,
-    Metadata,
-    Picture,
-    check_target,
-    read_image,
-    write_image,
-)
-from samdiffsr.images.animation import MOVING
+from samdiffsr.images import Picture
 from samdiffsr.images.formats import XMP
-from samdiffsr.upscale.enlarge import check_size, enlarge, with_settings
-from samdiffsr.upscale.plan import Job, as_png
+from samdiffsr.upscale.enlarge import enlarge, enlarge_together, with_settings
+from samdiffsr.upscale.overlap import Beside, Moves, Reader, Ready, Writer, read
+from samdiffsr.upscale.plan import Job
 from samdiffsr.upscale.settings import FileSettings, Settings
 
 if TYPE_CHECKING:
@@ -31,7 +21,6 @@ if TYPE_CHECKING:
 
 UNCERTAINTY, STRUCTURE = "_uncertainty", "_structure"  # suffixes of pictures beside a result
 _SEEDS = 3  # whose results show the uncertainty
-_OVERLAP = 16_000_000  # output pixels up to which a result is written while the next is made
 
 
 @dataclass
@@ -84,7 +73,8 @@ def upscale_files(
 ) -> Report:
     """Upscale every job and write it; a bad file does not end the batch.
 
-    Each file is opened once. In memory are at most the picture at hand, the next one, and the last result if it is small.
+    Each file is opened once. In memory are at most the picture at hand, the next one, and the last result; or as many small
+    ones as are no larger together.
 
     Args:
         load: gives the pipeline; called once, when the first good picture has been read.
@@ -101,25 +91,110 @@ def upscale_files(
             "structure 'none' has no structure map to save; choose another one, or leave out --save-structure."
         )
     report = Report() if report is None else report
-    moves, reporter, pipe = _Moves(jobs), _Reporter(on_progress, len(jobs)), None
-    with ThreadPoolExecutor(1) as reader, _Writer(report, files, tidy) as writer:
-        for job, reading in _ahead(reader, lambda job: _read(job, settings, files, moves), jobs):
-            reporter.start(job)
+    reading = partial(read, settings=settings, files=files, moves=Moves(jobs))
+    with Reader(reading, jobs) as reader, Writer(report, files, tidy) as writer:
+        batch = _Batch(load, settings, files, report, writer, _Reporter(on_progress, len(jobs)))
+        for job, outcome in reader:
             try:
-                ready = reading.result()
-                if ready is None:
-                    writer.settle()
-                    report.skipped.append(job)
-                else:
-                    reporter.pixels = ready.pixels
-                    pipe = _checked(load(), settings, files) if pipe is None else pipe
-                    writer.settle(unless_small=True)
-                    writer.start(ready, *_enlarged(pipe, ready, settings, files, reporter.report))
-            except ImageError as error:  # other errors are not this image's, but the whole batch's
-                writer.settle()
-                report.failed.append((job.source, str(error)))
-            reporter.end()
+                ready = outcome.result()
+            except ImageError as error:
+                batch.leave(job, str(error))
+            else:
+                batch.leave(job) if ready is None else batch.take(ready)
+        batch.enlarge()
     return report
+
+
+class _Batch:
+    """Enlarges pictures, and those together that follow each other and can go through the networks together."""
+
+    def __init__(
+        self,
+        load: Callable[[], "Upscaler"],
+        settings: Settings,
+        files: FileSettings,
+        report: Report,
+        writer: Writer,
+        reporter: "_Reporter",
+    ) -> None:
+        self._load, self._pipe = load, None
+        self._settings, self._files = settings, files
+        self._report, self._writer, self._reporter = report, writer, reporter
+        self._group: list[Ready] = []
+
+    def leave(self, job: Job, why: str | None = None) -> None:
+        """Enter a job that nothing is to be done about, or that failed for a reason."""
+        self.enlarge()
+        self._reporter.start([job.source])
+        self._writer.settle()
+        if why is None:
+            self._report.skipped.append(job)
+        else:
+            self._report.failed.append((job.source, why))
+        self._reporter.end()
+
+    def take(self, ready: Ready) -> None:
+        """Enlarge a picture, at once or with those that follow."""
+        if self._group and not _alike(self._group[0].picture, ready.picture):
+            self.enlarge()
+        self._group.append(ready)
+        if self._pipe is None:
+            try:
+                self._pipe = _checked(self._load(), self._settings, self._files)
+            except BaseException:
+                self._group.clear()
+                raise
+        together = 1 if self._files.uncertainty else self._pipe.together(*ready.picture.rgb.shape[:2])
+        if len(self._group) >= together or ready.picture.animation is not None:
+            self.enlarge()
+
+    def enlarge(self) -> None:
+        """Enlarge what was taken, and have it written."""
+        group, self._group = self._group, []
+        if not group:
+            return
+        self._reporter.start([ready.job.source for ready in group], group[0].pixels)
+        try:
+            for ready, (result, beside) in zip(group, self._enlarged(group), strict=True):
+                self._writer.start(ready, result, beside)
+        except ImageError as error:  # other errors are not these images', but the whole batch's
+            self._writer.settle()
+            self._report.failed += [(ready.job.source, f"'{ready.job.source}': {error}") for ready in group]
+        self._reporter.end()
+
+    def _enlarged(self, group: list[Ready]) -> list[tuple[Picture, Beside]]:
+        """The results, and the pictures about them that are wanted."""
+        pipe, settings, files = self._pipe, self._settings, self._files
+        assert pipe is not None
+        beside: list[Beside] = [[] for _ in group]
+        options = {"max_pixels": files.max_pixels, "on_progress": self._reporter.report}
+        pictures = [ready.picture for ready in group]
+
+        def keep(number: int, drawn: np.ndarray) -> None:
+            beside[number].append((STRUCTURE, Picture(drawn)))
+
+        if files.uncertainty or pictures[0].animation is not None:
+            on_structure = partial(keep, 0) if files.save_structure else None
+            if files.uncertainty:
+                result, uncertainty = _with_uncertainty(
+                    pipe, pictures[0], settings, **options, on_structure=on_structure
+                )
+                beside[0].append((UNCERTAINTY, uncertainty))
+            else:
+                result = enlarge(pipe, pictures[0], settings, **options, on_structure=on_structure)
+            results = [result]
+        else:
+            on_structures = keep if files.save_structure else None
+            results = enlarge_together(pipe, pictures, settings, **options, on_structure=on_structures)
+        for number, ready in enumerate(group):
+            if not files.strip_metadata and os.path.splitext(ready.job.target)[1].lower() in XMP:
+                results[number] = with_settings(results[number], pipe, settings)
+        return list(zip(results, beside, strict=True))
+
+
+def _alike(one: Picture, other: Picture) -> bool:
+    """Whether two pictures can go through the networks together."""
+    return (one.rgb.shape, one.rgb.dtype, None) == (other.rgb.shape, other.rgb.dtype, other.animation)
 
 
 def _checked(pipe: "Upscaler", settings: Settings, files: FileSettings) -> "Upscaler":
@@ -133,129 +208,38 @@ def _checked(pipe: "Upscaler", settings: Settings, files: FileSettings) -> "Upsc
 
 
 class _Reporter:
-    """Reports the progress of the batch from the part done of one image."""
+    """Reports the progress of the batch from the part done of the images at hand, as if one came after the other."""
 
     def __init__(self, on_progress: Callable[[Progress], None] | None, total: int) -> None:
         self._on_progress, self._total = on_progress, total
-        self._source, self._number, self._made = "", 0, 0
-        self.pixels = 0
-        """Of the current image's result, once that is known."""
+        self._sources: Sequence[str] = ()
+        self._begun, self._made, self._pixels, self._at = 0, 0, 0, 0
 
-    def start(self, job: Job) -> None:
-        self._source, self._number, self.pixels = job.source, self._number + 1, 0
-        self.report(0.0)
+    def start(self, sources: Sequence[str], pixels: int = 0) -> None:
+        """Images begin, whose results have so many pixels each."""
+        self._sources, self._pixels, self._at = sources, pixels, 0
+        self._tell(0.0)
 
     def report(self, part: float) -> None:
-        if self._on_progress is not None:
-            megapixels = (self._made + self.pixels * part) / 1e6
-            self._on_progress(Progress(self._source, self._number, self._total, part, megapixels))
+        """A part of all images at hand is done."""
+        done = part * len(self._sources)
+        while self._at < min(int(done), len(self._sources) - 1):
+            self._tell(1.0)
+            self._at += 1
+            self._tell(0.0)
+        self._tell(done - self._at)
 
     def end(self) -> None:
+        """All images at hand are done."""
         self.report(1.0)
-        self._made += self.pixels
+        self._begun += len(self._sources)
+        self._made += self._pixels * len(self._sources)
 
-
-@dataclass(frozen=True)
-class _Ready:
-    """A picture that was read, and where its result goes."""
-
-    job: Job
-    picture: Picture
-    pixels: int
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Job], _Ready | None], jobs: Iterable[Job]
-) -> Iterator[tuple[Job, Future]]:
-    """Each job with its result to come; the next one is always under way."""
-    waiting: deque[tuple[Job, Future]] = deque()
-    for job in jobs:
-        waiting.append((job, pool.submit(function, job)))
-        if len(waiting) == 2:
-            yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
-
-
-def _read(job: Job, settings: Settings, files: FileSettings, moves: "_Moves") -> _Ready | None:
-    """The picture, if nothing known before the work stands against it; None if its target must stay as it is."""
-    if _leave_alone(job.target, files):
-        return None
-    try:
-        moving = os.path.splitext(job.target)[1].lower() in MOVING
-        picture = read_image(job.source, keep_16_bit=True, all_frames=moving, max_pixels=files.max_pixels)
-        height, width = check_size(picture.rgb.shape[0], picture.rgb.shape[1], settings.output_size, files.max_pixels)
-    except MemoryError as error:
-        raise ImageError(f"Not enough memory to read '{job.source}'; use a smaller image.") from error
-    except ImageError as error:
-        if job.source in str(error):
-            raise
-        raise ImageError(f"'{job.source}': {error}") from error
-    if picture.alpha is not None and not job.fixed and os.path.splitext(job.target)[1].lower() not in ALPHA:
-        job = moves.to_png(job)  # a BMP, or a PNG named .jpg
-        if _leave_alone(job.target, files):
-            return None
-    check_target(job.target, height=height, width=width, alpha=picture.alpha is not None)
-    make_folder(Path(job.target).parent, error=ImageError)
-    if files.strip_metadata:
-        picture = replace(picture, metadata=Metadata())
-    return _Ready(job, picture, height * width)
-
-
-def _leave_alone(target: str, files: FileSettings) -> bool:
-    """Whether an existing target is to be kept; ImageError if it is in the way."""
-    if files.skip_existing and os.path.isfile(target):
-        return True
-    if os.path.isdir(target):
-        raise ImageError(f"Cannot write '{target}': it is a folder; choose another output or suffix.")
-    if os.path.lexists(target) and not files.overwrite:
-        raise ImageError(f"'{target}' exists already; give --overwrite to replace it or --skip-existing to keep it.")
-    return False
-
-
-class _Moves:
-    """Targets that change because a picture turned out to be transparent."""
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
-        self._taken: dict[str, str] | None = None
-
-    def to_png(self, job: Job) -> Job:
-        moved = as_png(job)
-        if self._taken is None:
-            self._taken = {other.target: other.source for other in self._jobs}
-        other = self._taken.setdefault(moved.target, job.source)
-        if other != job.source:
-            raise ImageError(f"'{other}' and '{job.source}' would both become '{moved.target}'; rename one.")
-        return moved
-
-
-Beside = list[tuple[str, Picture]]  # pictures about a result, each with the suffix of its file's name
-
-
-def _enlarged(
-    pipe: "Upscaler",
-    ready: _Ready,
-    settings: Settings,
-    files: FileSettings,
-    on_progress: Callable[[float], None],
-) -> tuple[Picture, Beside]:
-    """The result, and the pictures about it that are wanted."""
-    beside: Beside = []
-    options = {"max_pixels": files.max_pixels, "on_progress": on_progress}
-    if files.save_structure:
-        options["on_structure"] = lambda drawn: beside.append((STRUCTURE, Picture(drawn)))
-    try:
-        if files.uncertainty:
-            result, uncertainty = _with_uncertainty(pipe, ready.picture, settings, **options)
-            beside.append((UNCERTAINTY, uncertainty))
-        else:
-            result = enlarge(pipe, ready.picture, settings, **options)
-    except ImageError as error:
-        raise ImageError(f"'{ready.job.source}': {error}") from error
-    if files.strip_metadata or os.path.splitext(ready.job.target)[1].lower() not in XMP:
-        return result, beside
-    return with_settings(result, pipe, settings), beside
+    def _tell(self, part: float) -> None:
+        if self._on_progress is not None:
+            megapixels = (self._made + self._pixels * (self._at + part)) / 1e6
+            number = self._begun + self._at + 1
+            self._on_progress(Progress(self._sources[self._at], number, self._total, part, megapixels))
 
 
 def _with_uncertainty(
@@ -285,69 +269,3 @@ def _with_uncertainty(
         )
     levels = disagreement([result.rgb for result in results]) / (257 if picture.depth == 16 else 1)
     return results[0], as_picture(levels)
-
-
-def beside_name(target: str, suffix: str) -> str:
-    """The file of a picture about a result."""
-    return f"{os.path.splitext(target)[0]}{suffix}.png"
-
-
-class _Writer:
-    """Writes one result at a time in a thread of its own, and enters into the report what became of it."""
-
-    def __init__(self, report: Report, files: FileSettings, tidy: bool) -> None:
-        self._report, self._files, self._tidy = report, files, tidy
-        self._pool = ThreadPoolExecutor(1)
-        self._under_way: tuple[_Ready, Picture, Future] | None = None
-        self._swept: set[str] = set()
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Finish the file at hand, also after Ctrl-C."""
-        try:
-            self.settle()
-        finally:
-            self._pool.shutdown()
-
-    def start(self, ready: _Ready, result: Picture, beside: Beside) -> None:
-        self.settle()
-        self._under_way = ready, result, self._pool.submit(self._write, ready.job.target, result, beside)
-
-    def settle(self, *, unless_small: bool = False) -> None:
-        """Wait for the file at hand."""
-        if self._under_way is None:
-            return
-        ready, result, writing = self._under_way
-        if unless_small and ready.pixels <= _OVERLAP:
-            return
-        self._under_way = None
-        try:
-            notes = writing.result()
-        except ImageError as error:
-            self._report.failed.append((ready.job.source, str(error)))
-            return
-        if notes is None:
-            self._report.skipped.append(ready.job)
-        else:
-            self._report.notes += [(ready.job.source, note) for note in (*result.notes, *notes)]
-            if result.level is not None:
-                self._report.levels[ready.job.source] = result.level
-            self._report.done.append(ready.job)
-
-    def _write(self, target: str, result: Picture, beside: Beside) -> tuple[str, ...] | None:
-        """Notes on losses in writing; None if the target has meanwhile appeared and is to be left alone."""
-        folder = os.path.dirname(target)
-        if self._tidy and folder not in self._swept:
-            sweep(folder)
-            self._swept.add(folder)
-        if _leave_alone(target, self._files):  # again: the batch may have run for hours
-            return None
-        try:
-            for suffix, picture in beside:
-                if not _leave_alone(beside_name(target, suffix), self._files):
-                    write_image(picture, beside_name(target, suffix))
-            return write_image(result, target, quality=self._files.quality)
-        except MemoryError as error:
-            raise ImageError(f"Not enough memory to write '{target}'; use a smaller image.") from error

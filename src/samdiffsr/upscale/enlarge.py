@@ -1,6 +1,6 @@
 """One picture larger: colours and transparency, any factor, the same mean colour."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,25 +53,49 @@ def enlarge(
     """
     if picture.animation is not None:
         return _animated(pipe, picture, settings, max_pixels, on_progress, on_structure)
-    height, width = picture.rgb.shape[:2]
+    shown = None if on_structure is None else lambda number, drawn: on_structure(drawn)
+    given = {"max_pixels": max_pixels, "on_progress": on_progress, "on_structure": shown}
+    return enlarge_together(pipe, [picture], settings, **given)[0]
+
+
+def enlarge_together(
+    pipe: "Upscaler",
+    pictures: Sequence[Picture],
+    settings: Settings = Settings(),
+    *,
+    max_pixels: int = MAX_PIXELS,
+    on_progress: Callable[[float], None] = lambda part: None,
+    on_structure: Callable[[int, np.ndarray], None] | None = None,
+) -> list[Picture]:
+    """`enlarge` for still pictures of one size and depth, which the networks see together if they are small.
+
+    `on_progress` gets the part of all of them that is done, `on_structure` the number of the picture too, from 0.
+    """
+    height, width = pictures[0].rgb.shape[:2]
     size = check_size(height, width, settings.output_size, max_pixels)
-    lr = picture.rgb if picture.alpha is None else bleed(picture.rgb, picture.alpha)
-    notes = list(picture.notes)
+    lrs = [one.rgb if one.alpha is None else bleed(one.rgb, one.alpha) for one in pictures]
+    warned: list[str] = []
+    results = []
     try:
-        arguments = settings.pipeline_arguments() | {"on_warning": notes.append}
+        arguments = settings.pipeline_arguments() | {"on_warning": warned.append}
         arguments["return_structure"] = on_structure is not None
-        rgb, structure, level = _repeated(pipe, lr, passes(height, width, size), settings.seed, arguments, on_progress)
-        if on_structure is not None:
-            drawn = draw_structure(structure)
-            on_structure(drawn if drawn.shape[:2] == size else imresize(drawn, size=size))
-        if rgb.shape[:2] != size:
-            rgb = imresize(rgb, size=size)
-        rgb = with_mean_of(lr, rgb)
-        if settings.consistency:
-            rgb = consistent(lr, rgb)
-        alpha = None if picture.alpha is None else imresize(picture.alpha, size=size)
-        rgb = rgb if picture.depth == 16 else to_8_bit(rgb)
-        return replace(picture, rgb=rgb, alpha=alpha, notes=tuple(dict.fromkeys(notes)), level=level)
+        times = passes(height, width, size)
+        made, structures, levels = _repeated(pipe, lrs, times, settings.seed, arguments, on_progress)
+        for number, (picture, lr, level) in enumerate(zip(pictures, lrs, levels, strict=True)):
+            if on_structure is not None:
+                drawn = draw_structure(structures[number])
+                on_structure(number, drawn if drawn.shape[:2] == size else imresize(drawn, size=size))
+            rgb = made.pop(0)  # a large one is held by nothing else
+            if rgb.shape[:2] != size:
+                rgb = imresize(rgb, size=size)
+            rgb = with_mean_of(lr, rgb)
+            if settings.consistency:
+                rgb = consistent(lr, rgb)
+            alpha = None if picture.alpha is None else imresize(picture.alpha, size=size)
+            rgb = rgb if picture.depth == 16 else to_8_bit(rgb)
+            notes = tuple(dict.fromkeys((*picture.notes, *warned)))
+            results.append(replace(picture, rgb=rgb, alpha=alpha, notes=notes, level=level))
+        return results
     except (MemoryError, RuntimeError) as error:
         from samdiffsr.sampling.tiles import is_out_of_memory
 
@@ -165,18 +189,18 @@ def check_size(height: int, width: int, output_size: OutputSize, max_pixels: int
 
 def _repeated(
     pipe: "Upscaler",
-    rgb: np.ndarray,
+    images: list[np.ndarray],
     times: int,
     seed: int,
     arguments: dict[str, Any],
     on_progress: Callable[[float], None],
-) -> tuple[np.ndarray, Any, float | None]:
-    """uint8 or uint16 (h, w, 3) -> uint16, 4 times larger as often as asked; the last structure map if it is asked for; and
-    the level of degradation that the first enlargement took the picture to have."""
+) -> tuple[list[np.ndarray], Any, Sequence[float | None]]:
+    """uint8 or uint16 (h, w, 3) of one size -> uint16, 4 times larger as often as asked; the last structure maps if they are
+    asked for; and the levels of degradation that the first enlargement took the pictures to have."""
     import torch
 
     output: Any = None
-    level: float | None = None
+    levels: Sequence[float | None] = [None] * len(images)
 
     work = [SCALE ** (2 * number) for number in range(times)]
     for number in range(times):
@@ -187,11 +211,11 @@ def _repeated(
         noise = torch.Generator("cpu").manual_seed(seed)
         if number:
             arguments = arguments | {"clean": 0.0}  # it was cleaned before
-        output = pipe(rgb, **arguments, generator=noise, on_progress=follow, output_type="uint16")
-        rgb = output.images[0]
+        output = pipe(images, **arguments, generator=noise, on_progress=follow, output_type="uint16")
+        images = output.images
         if number == 0 and output.levels:
-            level = output.levels[0]
-    return rgb, output.structures[0] if output.structures else None, level
+            levels = output.levels
+    return images, output.structures, levels
 
 
 def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
