@@ -116,6 +116,23 @@ def test_the_ablations_train_and_score(place):
     assert config["structure_input"], "another override took it away"
 
 
+def test_the_maps_are_those_of_the_configuration(place, module):
+    from samdiffsr.training.config import StructureConfig
+
+    heldout = module("heldout")
+
+    def truth(**options):
+        found = heldout.photographs(place / "heldout", place / "masks", 32, set(), StructureConfig(**options))
+        return found[0].maps["truth"]
+
+    rope, signed, area = truth(), truth(normalise="signed"), truth(encoding="cosine")
+    assert (
+        signed.min() == -1 and signed.max() == 1
+    )  # the regions of the whole photograph, which both reach into the square
+    np.testing.assert_allclose(np.unique(signed), (np.unique(rope) > np.unique(rope).mean()) * 2 - 1)
+    np.testing.assert_allclose(np.unique(area) ** 2, [22 / 64, 42 / 64], atol=1e-6)  # shares of the photograph's area
+
+
 def test_a_photograph_that_was_trained_on_is_refused(place):
     done = study(place, "--arms", "none", "--heldout", "photos", output="other")
     assert done.returncode == 2 and "in the prepared folder too" in done.stderr

@@ -39,7 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
             _check(options, options.output / name)
         trained_on = set(PreparedImages(options.data).stems)
         held_out = {
-            name: photographs(options.heldout, options.masks, options.side or SETTINGS[name].side, trained_on)
+            name: photographs(
+                options.heldout,
+                options.masks,
+                options.side or SETTINGS[name].side,
+                trained_on,
+                configuration(options, name, "first", ()).diffusion.structure,
+            )
             for name in options.setting
         }
         for name in options.setting:

@@ -46,7 +46,8 @@ ARMS = {
     "paper-other": Arm((*_PAPER, "structure.map=other"), ("other",)),
     "paper-constant": Arm((*_PAPER, "structure.map=constant"), ("constant",)),
     "paper-position": Arm((*_PAPER, "structure.map=position"), ("position",)),
-    # The ablations of the released configuration. (Normalised maps need a folder of their own, so they are no arm.)
+    # The ablations of the released configuration. Other encodings and normalised maps need a prepared folder of their own, and
+    # `--set diffusion.structure.encoding=cosine` or what they are.
     "released-position": Arm(("shift=released", "structure.map=position"), ("none", "position")),
     "unweighted": Arm(("shift=unweighted", _HEAD), ("truth", "head")),
     "condition": Arm(("shift=none", _HEAD, "network.structure_input=true"), ("truth", "head", "other")),

@@ -17,10 +17,10 @@ from samdiffsr.masks.records import read_records
 from samdiffsr.masks.rle import region_pixels
 from samdiffsr.resize import SCALE
 from samdiffsr.sampling.estimate import segmented
-from samdiffsr.structure import position_window, structure_of_regions
+from samdiffsr.structure import OF_SAMPLING, position_window, structure_of_regions
+from samdiffsr.training.config import StructureConfig
 from samdiffsr.training.objective import constant_map
 
-ENCODING = "rope"
 NEAR = 2  # HR pixels: what lies no further from a region's border counts as border
 
 
@@ -36,8 +36,10 @@ class Photograph:
     border: np.ndarray
 
 
-def photographs(folder: Path, masks: Path, side: int, trained_on: set[str]) -> list[Photograph]:
-    """Those of a folder, by name. The map "other" of each is the true one of the next.
+def photographs(
+    folder: Path, masks: Path, side: int, trained_on: set[str], structure: StructureConfig
+) -> list[Photograph]:
+    """Those of a folder, by name, with the maps of a configuration. The map "other" of each is the true one of the next.
 
     Raises:
         ConfigError: fewer than two, one too small, or one that was trained on.
@@ -50,13 +52,13 @@ def photographs(folder: Path, masks: Path, side: int, trained_on: set[str]) -> l
         raise ConfigError(
             f"photograph {seen[0]} of {folder} is in the prepared folder too; take it out of one of them."
         )
-    found = [_photograph(file, masks / f"{file.stem}.json", side) for file in files]
+    found = [_photograph(file, masks / f"{file.stem}.json", side, structure) for file in files]
     for one, following in zip(found, [*found[1:], found[0]], strict=True):
         one.maps["other"] = following.maps["truth"]
     return found
 
 
-def _photograph(file: Path, mask_file: Path, side: int) -> Photograph:
+def _photograph(file: Path, mask_file: Path, side: int, structure: StructureConfig) -> Photograph:
     whole = training_pixels(file, MAX_PIXELS)
     shape = (whole.shape[0], whole.shape[1])
     if min(shape) < side:
@@ -66,15 +68,15 @@ def _photograph(file: Path, mask_file: Path, side: int) -> Photograph:
     top, left = ((length - side) // 2 // SCALE * SCALE for length in shape)
     window = (slice(top, top + side), slice(left, left + side))
     regions = [region_pixels(record["segmentation"]["counts"], shape) for record in read_records(mask_file, shape)]
-    truth = structure_of_regions(regions, shape, encoding=ENCODING)[window]
+    truth = structure_of_regions(regions, shape, **structure.model_dump(exclude={"map"}))[window]
     hr = np.ascontiguousarray(whole[window])
     multiple = whole[: shape[0] // SCALE * SCALE, : shape[1] // SCALE * SCALE]
     enlarged = imresize(imresize(multiple, 1 / SCALE), SCALE)
     maps = {
         "truth": truth,
-        "position": position_window(ENCODING, shape, *window),
+        "position": position_window(structure.encoding, shape, *window),
         "constant": constant_map(torch.from_numpy(truth)[None, None])[0, 0].numpy(),
-        "felzenszwalb": segmented(enlarged, encoding=ENCODING)[window],
+        "felzenszwalb": segmented(enlarged, **structure.model_dump(include=set(OF_SAMPLING)))[window],
     }
     return Photograph(file.stem, hr, imresize(hr, 1 / SCALE), maps, _border(regions, shape)[window])
 
