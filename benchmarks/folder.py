@@ -1,6 +1,7 @@
 """A folder of equal small pictures, in pictures a second:  python benchmarks/folder.py [--size 32] [--count 16] [--processes 2]
 
-1. `samdiffsr upscale` in one process: the next picture is read and the last one written while one is enlarged.
+1. `samdiffsr upscale` in one process: the next pictures are read and the last ones written while some are enlarged; one by one,
+   and as many together as `Upscaler.together` says.
 2. The same work in processes of one thread each.
 3. The networks alone, picture by picture and as one batch: what a batch could save at most.
 
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from samdiffsr.load import load_model
+from samdiffsr.sampling.upscaler import TOGETHER
 from samdiffsr.upscale.batch import upscale_files
 from samdiffsr.upscale.cluster import upscale_on_cluster, upscale_work
 from samdiffsr.upscale.plan import plan
@@ -44,7 +46,7 @@ def timed(name: str, count: int, *works: Callable[[], object]) -> None:
 
 @torch.no_grad()
 def networks(pipe, size: int, count: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Encoder, condition and two steps of the denoiser: one picture after the other, and all at once."""
+    """Encoder, condition and a step of the denoiser: one picture after the other, and all at once."""
     generator = torch.Generator().manual_seed(0)
     lr = 2 * torch.rand(count, 3, size, size, generator=generator) - 1
     x_t = torch.randn(count, 3, 4 * size, 4 * size, generator=generator)
@@ -55,9 +57,8 @@ def networks(pipe, size: int, count: int) -> tuple[Callable[[], None], Callable[
             for low, high in zip(lr.split(side), x_t.split(side), strict=True):
                 features, _ = pipe.encoder.encode(low.to(memory_format=torch.channels_last), with_image=True)
                 condition = pipe.denoiser.condition(features)
-                for t in (99, 49):
-                    x = high.to(memory_format=torch.channels_last)
-                    pipe.denoiser(x, torch.full((len(low),), t), None, condition)
+                x = high.to(memory_format=torch.channels_last)
+                pipe.denoiser(x, torch.full((len(low),), 99), None, condition)
 
     return partial(work, 1), partial(work, count)
 
@@ -78,7 +79,14 @@ def main() -> None:
             Image.fromarray(pixels).save(Path(folder, f"{number}.png"))
         jobs = plan([folder], f"{folder}/large")
         here = partial(upscale_files, lambda: pipe, jobs, Settings(), files)
-        timed(f"one process, {options.threads} threads", options.count, here)
+
+        def one_by_one() -> None:
+            together, TOGETHER["cpu"] = TOGETHER["cpu"], 0
+            here()
+            TOGETHER["cpu"] = together
+
+        print(f"{pipe.together(options.size, options.size)} pictures go through the networks together")
+        timed(f"one process, {options.threads} threads", options.count, one_by_one, here)
         if options.processes:
             run = partial(in_processes, upscale_work, workers=options.processes)
             there = partial(upscale_on_cluster, lambda works: run(works), jobs, Settings(), files)

@@ -34,8 +34,8 @@ Callback = Callable[[Any, int, int, dict], dict | None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-# Pixels of small images of one size that go through the networks at once. Measured for a CPU: pictures of 16x16 take 0.7 of
-# the time, from 32x32 on nothing is gained. For GPUs it is a guess from what a kernel costs at least.
+# Pixels of small images of one size that go through the networks at once. On a CPU pictures of 16x16 then take 0.6 of the time,
+# from 32x32 on little is gained (docs/tiling.md). For other devices it is a guess from what a kernel costs at least.
 TOGETHER = {"cpu": 1024, "others": 65_536}
 
 
