@@ -21,6 +21,7 @@ from samdiffsr.devices import (
     find_device,
     free_memory,
     limit_threads,
+    threads_are_given,
     total_memory,
 )
 from samdiffsr.errors import ConfigError
@@ -232,9 +233,11 @@ def test_threads_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == str(here)
+    assert not threads_are_given()  # so several processes still share the processors
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # the user knows better
     limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert threads_are_given()
 
 
 def test_without_a_limit_torch_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +245,7 @@ def test_without_a_limit_torch_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     limit_threads()
     assert "OMP_NUM_THREADS" not in os.environ
+    assert not threads_are_given()
 
 
 def test_processes_share_the_processors_of_a_script_that_imports_torch_first(tmp_path: Path) -> None:

@@ -122,6 +122,13 @@ def limit_threads() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(processors))
 
 
+def threads_are_given() -> bool:
+    """Whether the user, and not `limit_threads`, set the number of threads."""
+    processors = available_processors()
+    limit = str(processors) if processors < (os.cpu_count() or 1) else None
+    return os.environ.get("OMP_NUM_THREADS") not in (None, limit)
+
+
 def available_processors(root: Path = Path("/")) -> int:
     """Processors that this process can use at a time: of its affinity, and of its control group's quota, rounded up.
 

@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from samdiffsr.devices import available_processors
+from samdiffsr.devices import available_processors, threads_are_given
 from samdiffsr.errors import ConfigError, SamDiffSRError
 
 CONNECT_SECONDS = 10
@@ -41,7 +41,7 @@ def in_processes(
     if workers == 1:
         yield from map(function, items)
         return
-    threads = max(1, available_processors() // workers)
+    threads = None if threads_are_given() else max(1, available_processors() // workers)
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads,))
     waiting = deque()
@@ -58,9 +58,9 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _start(threads: int) -> None:
-    """Share the processor, leave Ctrl-C to the parent, and end when the parent is killed instead of waiting for ever."""
-    if "OMP_NUM_THREADS" not in os.environ:
+def _start(threads: int | None) -> None:
+    """Take some threads, unless the user chose them, leave Ctrl-C to the parent, and end when the parent is killed instead of waiting for ever."""
+    if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
         if (torch := sys.modules.get("torch")) is not None:  # which the script has done that this process runs again
             torch.set_num_threads(threads)
