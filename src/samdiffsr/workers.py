@@ -59,7 +59,7 @@ def in_processes(
 
 
 def _start(threads: int | None) -> None:
-    """Take some threads, unless the user chose them, leave Ctrl-C to the parent, and end when the parent is killed instead of waiting for ever."""
+    """Take so many threads (None: the user chose), leave Ctrl-C to the parent, and end with it instead of waiting for ever."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
         if (torch := sys.modules.get("torch")) is not None:  # which the script has done that this process runs again
