@@ -39,12 +39,13 @@ def small_files(folder: Path) -> list[Path]:
 
 def test_each_file_is_as_if_it_were_alone(able_pipe: Any, passes: list[int], tmp_path: Path) -> None:
     sources = small_files(tmp_path / "in")
-    report = upscale_with(able_pipe, [tmp_path / "in"], tmp_path / "all", save_structure=True)
+    options = {"save_structure": True, "precision": "float32"}
+    report = upscale_with(able_pipe, [tmp_path / "in"], tmp_path / "all", **options)
     assert passes == [3, 2, 2, 1]
     assert [Path(job.source) for job in report.done] == sources
     assert [Path(source).name for source, _ in report.failed] == ["d.png"]
     for source in sources:
-        single = upscale_with(able_pipe, [source], tmp_path / "one", save_structure=True)
+        single = upscale_with(able_pipe, [source], tmp_path / "one", **options)
         assert report.levels[str(source)] == pytest.approx(single.levels[str(source)], abs=1e-6)
         for suffix in ("_x4.png", "_x4_structure.png"):
             first, second = (

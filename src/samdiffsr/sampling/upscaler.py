@@ -156,15 +156,9 @@ class Upscaler:
         self.check(steps, structures[0], report)
         on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
         kind, outputs, maps, levels = self.computed_in(precision), [], [], []
-        given |= {"on_warning": report}
-        generators = _generators(generator, len(images))
-        for first, end in self._groups(images):
-            group, sources = slice(first, end), generators[first:end]
-            given["on_passes"] = self._reporter(on_progress, first / len(images), end / len(images))
-            one = partial(
-                self._one, images[group], steps, structures[group], sources, output_type, share, given, on_step
-            )
-            found, estimate, model = _sound(one, kind, sources, report)
+        given |= {"on_warning": report, "output_type": output_type, "detail": share, "on_step": on_step}
+        sources = _generators(generator, len(images))
+        for found, estimate, model in self._each_group(images, structures, sources, steps, kind, on_progress, given):
             outputs += found
             levels += [] if model.level is None else model.level.tolist()
             maps += model.gather(estimate) if return_structure and estimate is not None else []
@@ -200,17 +194,35 @@ class Upscaler:
                 first = number
         yield first, len(images)
 
-    def _one(
+    def _each_group(
+        self,
+        images: list[np.ndarray],
+        structures: Sequence[Structure],
+        generators: list[torch.Generator],
+        steps: int,
+        kind: torch.dtype | None,
+        on_progress: Callable[[float], None],
+        given: dict[str, Any],
+    ) -> Iterator[tuple[list, Canvas | None, TiledModel]]:
+        """What `_group` makes of each."""
+        for first, end in self._groups(images):
+            passed = given | {"on_passes": self._reporter(on_progress, first / len(images), end / len(images))}
+            group, sources = slice(first, end), generators[first:end]
+            one = partial(self._group, images[group], steps, structures[group], sources, **passed)
+            yield _sound(one, kind, sources, given["on_warning"])
+
+    def _group(
         self,
         images: Sequence[np.ndarray],
         steps: int,
         structures: Sequence[Structure],
         generators: list[torch.Generator],
+        kind: torch.dtype | None,
+        *,
         output_type: str,
         detail: float,
-        given: dict[str, Any],
         on_step: Callable,
-        kind: torch.dtype | None,
+        **given: Any,
     ) -> tuple[list, Canvas | None, TiledModel]:
         """One group: the results, the structure maps that were used, and the `TiledModel`, which takes what is `given`."""
         set_timesteps(self.scheduler, steps, self._execution_device)
