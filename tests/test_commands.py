@@ -41,6 +41,7 @@ ELSEWHERE = {
     "samdiffsr upscale .*--clean 0.4": "tests/sampling/test_clean.py::test_a_saved_model_keeps_the_input",
     "samdiffsr evaluate --lr photos": "tests/evaluation/test_blind.py::test_evaluate_of_lr_alone",
     "samdiffsr prepare .*--lr": "tests/data/test_pairs.py::test_masks_can_be_left_out_and_that_is_said",
+    "samdiffsr prepare .*--encoding": "tests/data/test_prepare_input.py::test_overlapping_masks_are_no_error",
     "samdiffsr train finetune --set": "tests/training/test_finetune.py::test_the_command",
     "samdiffsr evaluate --hr test-hr": "tests/evaluation/test_evaluate.py::test_the_report_says_what_was_run",
     "samdiffsr upscale film": "tests/upscale/test_video.py::test_the_command",

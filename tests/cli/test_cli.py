@@ -16,7 +16,7 @@ from samdiffsr.cli import VERBS, app, main, upscale
 from samdiffsr.cli.options import key_values
 from samdiffsr.errors import ConfigError
 from samdiffsr.images import MAX_PIXELS, read_image
-from samdiffsr.upscale.enlarge import enlarge
+from samdiffsr.upscale.enlarge import enlarge_together
 from samdiffsr.upscale.settings import FileSettings, Settings
 
 
@@ -326,7 +326,7 @@ def test_a_bad_model_still_tells_of_bad_images(command, source: Path, tmp_path: 
 
 
 def test_ctrl_c(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source.with_name("b.png").write_bytes(source.read_bytes())
+    Image.new("RGB", (3, 2)).save(source.with_name("b.png"))  # of another size: not enlarged together
 
     calls = []
 
@@ -334,9 +334,9 @@ def test_ctrl_c(command, source: Path, tiny_pipe_dir: Path, tmp_path: Path, monk
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return enlarge(*arguments, **options)
+        return enlarge_together(*arguments, **options)
 
-    monkeypatch.setattr(samdiffsr.upscale.batch, "enlarge", interrupted)
+    monkeypatch.setattr(samdiffsr.upscale.batch, "enlarge_together", interrupted)
     code, _, err = command("upscale", "-i", source.parent, "-o", tmp_path / "o", "-m", tiny_pipe_dir)
     assert (code, err) == (130, "1 upscaled, 0 skipped, 0 failed, 1 not finished.\n")
     assert os.listdir(tmp_path / "o") == ["a_x4.png"]
