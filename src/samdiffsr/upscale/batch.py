@@ -139,11 +139,7 @@ class _Batch:
             self.enlarge()
         self._group.append(ready)
         if self._pipe is None:
-            try:
-                self._pipe = _checked(self._load(), self._settings, self._files)
-            except BaseException:
-                self._group.clear()
-                raise
+            self._pipe = _checked(self._load(), self._settings, self._files)
         together = 1 if self._files.uncertainty else self._pipe.together(*ready.picture.rgb.shape[:2])
         if len(self._group) >= together or ready.picture.animation is not None:
             self.enlarge()
