@@ -11,6 +11,8 @@ Needs, in an environment of its own or here: pip install dlib-bin face_recogniti
 """
 
 import argparse
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import dlib
@@ -38,8 +40,8 @@ class Recogniser:
         self._embed = dlib.face_recognition_model_v1(face_recognition_models.face_recognition_model_location())
 
     def boxes(self, rgb: np.ndarray) -> list[dlib.rectangle]:
-        found, scores, _ = self._detect.run(rgb, 0, SURE)
-        return [box for box, _ in zip(found, scores, strict=True) if box.height() >= LEAST]
+        found, _, _ = self._detect.run(rgb, 0, SURE)
+        return [box for box in found if box.height() >= LEAST]
 
     def landmarks(self, rgb: np.ndarray, box: dlib.rectangle) -> dlib.full_object_detection:
         return self._landmarks(rgb, box)
@@ -48,9 +50,8 @@ class Recogniser:
         return np.array(self._embed.compute_face_descriptor(np.ascontiguousarray(rgb), landmarks))
 
 
-def faces(folder: Path, recogniser: Recogniser) -> list[tuple[str, np.ndarray, dlib.full_object_detection]]:
+def faces(folder: Path, recogniser: Recogniser) -> Iterator[tuple[str, np.ndarray, dlib.full_object_detection]]:
     """(name, HR uint8 (S, S, 3), landmarks in it) of each face."""
-    found = []
     for file in sorted(file for file in folder.iterdir() if is_picture_name(file.name)):
         whole = read_image(file).rgb
         for box in recogniser.boxes(whole):
@@ -64,10 +65,8 @@ def faces(folder: Path, recogniser: Recogniser) -> list[tuple[str, np.ndarray, d
             y = min(max(0, (top + bottom - side) // 2), size[0] - side)
             x = min(max(0, (left + right - side) // 2), size[1] - side)
             hr = np.ascontiguousarray(reduced[y : y + side, x : x + side])
-            found.append(
-                (file.name, hr, recogniser.landmarks(hr, dlib.rectangle(left - x, top - y, right - x, bottom - y)))
-            )
-    return found[:FACES]
+            box_in_hr = dlib.rectangle(left - x, top - y, right - x, bottom - y)
+            yield file.name, hr, recogniser.landmarks(hr, box_in_hr)
 
 
 def main() -> None:
@@ -84,12 +83,13 @@ def main() -> None:
             way = f"{name}, detail {'as it is' if detail is None else detail}"
             settings = Settings(detail=detail)
             ways[way] = lambda lr, pipe=pipe, settings=settings: enlarge(pipe, Picture(lr), settings).rgb
-    chosen = faces(given.photos, recogniser)
+    chosen = list(islice(faces(given.photos, recogniser), FACES))
     print(f"{len(chosen)} faces: {', '.join(name for name, _, _ in chosen)}")
+    lrs = [imresize(hr, 1 / SCALE) for _, hr, _ in chosen]
     own = np.array([recogniser.embed(hr, landmarks) for _, hr, landmarks in chosen])
     rows = [[hr] for _, hr, _ in chosen]
     for name, way in ways.items():
-        results = [way(imresize(hr, 1 / SCALE)) for _, hr, _ in chosen]
+        results = [way(lr) for lr in lrs]
         for row, result in zip(rows, results, strict=True):
             row.append(result)
         of_results = np.array([recogniser.embed(sr, one[2]) for sr, one in zip(results, chosen, strict=True)])

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,10 @@ from PIL import Image, ImageCms
 from pycocotools import mask as coco
 from safetensors.torch import load_file
 
+from samdiffsr import ConditionalUNet, NoiseSchedule, RRDBEncoder, SamDiffSRPipeline
 from samdiffsr.data.prepare import prepare_folder
 from samdiffsr.evaluation.downloads import PUBLISHED, Published
+from samdiffsr.sampling.schedulers import make_scheduler
 from samdiffsr.training.config import load_config
 from samdiffsr.upscale.batch import Report, upscale_files
 from samdiffsr.upscale.plan import plan
@@ -46,6 +49,17 @@ def upscale_with(pipe: Any, inputs: list[Path], output: Path, *, tree: bool = Fa
     more = {name: options.pop(name) for name in ("on_progress", "report") if name in options}
     settings, files = settings_of(options)
     return upscale_files(lambda: pipe, plan(inputs, output, recursive=tree), settings, files, **more)
+
+
+def paper_pipe() -> SamDiffSRPipeline:
+    """A tiny pipeline of the paper's networks with random weights."""
+    torch.manual_seed(0)
+    encoder = RRDBEncoder(channels=4, blocks=2, growth=4)
+    denoiser = ConditionalUNet(dim=4, multipliers=(1, 2), feature_channels=encoder.feature_channels)
+    scheduler = make_scheduler(diffusers.DDPMScheduler, NoiseSchedule.cosine(100), "marginal_noise")
+    pipe = SamDiffSRPipeline(encoder, denoiser, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def contents(folder: Path) -> dict[str, bytes]:

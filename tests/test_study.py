@@ -126,9 +126,7 @@ def test_the_maps_are_those_of_the_configuration(place, module):
         return found[0].maps["truth"]
 
     rope, signed, area = truth(), truth(normalise="signed"), truth(encoding="cosine")
-    assert (
-        signed.min() == -1 and signed.max() == 1
-    )  # the regions of the whole photograph, which both reach into the square
+    assert signed.min() == -1 and signed.max() == 1  # both regions reach into the square
     np.testing.assert_allclose(np.unique(signed), (np.unique(rope) > np.unique(rope).mean()) * 2 - 1)
     np.testing.assert_allclose(np.unique(area) ** 2, [22 / 64, 42 / 64], atol=1e-6)  # shares of the photograph's area
 

@@ -117,16 +117,19 @@ def limit_threads() -> None:
     Without it, a container with 2 of 64 processors starts 64 threads, which wait for each other. A number of threads that the
     user set stays.
     """
-    processors = available_processors()
-    if processors < (os.cpu_count() or 1):
-        os.environ.setdefault("OMP_NUM_THREADS", str(processors))
+    if (limit := _thread_limit()) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", limit)
 
 
 def threads_are_given() -> bool:
     """Whether the user, and not `limit_threads`, set the number of threads."""
+    return os.environ.get("OMP_NUM_THREADS") not in (None, _thread_limit())
+
+
+def _thread_limit() -> str | None:
+    """The processors of a container that has fewer than the machine, else None."""
     processors = available_processors()
-    limit = str(processors) if processors < (os.cpu_count() or 1) else None
-    return os.environ.get("OMP_NUM_THREADS") not in (None, limit)
+    return str(processors) if processors < (os.cpu_count() or 1) else None
 
 
 def available_processors(root: Path = Path("/")) -> int:

@@ -23,6 +23,7 @@ from samdiffsr import (
 from samdiffsr.resize import SCALE
 from samdiffsr.sampling.schedulers import make_scheduler
 from samdiffsr.sampling.tiles import Canvas, Window, automatic_tile, tiles
+from support import paper_pipe
 
 CPU = torch.device("cpu")
 SCHEDULERS = ["DDPM", "DDIM", "LCM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"]
@@ -42,13 +43,6 @@ def light_pipe():
     for layer in (encoder.conv_out, encoder.head, denoiser.head, denoiser.trunk[0].conv2):
         torch.nn.init.kaiming_normal_(layer.weight)  # a new network hardly looks at its neighbours
     return SamDiffSRPipeline(encoder, denoiser, scheduler("DDIM", "sample"), base="encoder", target="sample")
-
-
-def paper_pipe():
-    torch.manual_seed(0)
-    encoder = RRDBEncoder(channels=4, blocks=2, growth=4)
-    denoiser = ConditionalUNet(dim=4, multipliers=(1, 2), feature_channels=encoder.feature_channels)
-    return SamDiffSRPipeline(encoder, denoiser, scheduler("DDPM", "marginal_noise"))
 
 
 def scheduler(name, target):

@@ -7,22 +7,13 @@ import torch
 
 import samdiffsr.sampling.noise_blocks
 import samdiffsr.sampling.upscaler
-from samdiffsr import ConditionalUNet, NoiseSchedule, RRDBEncoder, SamDiffSRPipeline
+from samdiffsr import NoiseSchedule
 from samdiffsr.sampling.schedulers import make_scheduler
+from support import paper_pipe
 
 RNG = np.random.default_rng(3)
 IMAGES = [RNG.integers(0, 256 >> number, (11, 14, 3), dtype=np.uint8) for number in range(3)]
 MAPS = [RNG.uniform(-1, 1, (44, 56)).astype(np.float32) for _ in IMAGES]
-
-
-def paper_pipe():
-    torch.manual_seed(0)
-    encoder = RRDBEncoder(channels=4, blocks=2, growth=4)
-    denoiser = ConditionalUNet(dim=4, multipliers=(1, 2), feature_channels=encoder.feature_channels)
-    scheduler = make_scheduler(diffusers.DDPMScheduler, NoiseSchedule.cosine(100), "marginal_noise")
-    pipe = SamDiffSRPipeline(encoder, denoiser, scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(params=["light", "paper"])

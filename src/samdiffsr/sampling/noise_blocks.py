@@ -68,8 +68,8 @@ class NoiseBlocks:
             self._bring(number, scheduler)
             y_t, given = self._state.read(window), prediction.read(window)
             generators = self._generators[number]
-            given_noise = {"generator": generators[0] if len(generators) == 1 else generators}
-            options = given_noise if self._takes_generator else {}
+            of_all = generators[0] if len(generators) == 1 else generators
+            options = {"generator": of_all} if self._takes_generator else {}
             with explained(scheduler):
                 scheduler.scale_model_input(y_t, timestep)  # some schedulers insist on having been asked
                 y_before = scheduler.step(given, timestep, y_t, **options, return_dict=False)[0]

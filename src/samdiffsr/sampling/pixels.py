@@ -79,7 +79,7 @@ def crop(images: Sequence[np.ndarray], window: Window) -> Tensor:
         part = np.pad(part, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge") if any(beyond) else part
         divisor = np.iinfo(part.dtype).max if np.issubdtype(part.dtype, np.integer) else 1
         cut.append(torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1)).astype(np.float32) / divisor))
-    return cut[0][None] if len(cut) == 1 else torch.stack(cut)
+    return cut[0][None] if len(cut) == 1 else torch.stack(cut)  # a large one is not copied
 
 
 def encode_pixels(sr: Tensor, output_type: str) -> Tensor:

@@ -196,8 +196,8 @@ class TiledModel:
                 sr = x_0.read(hr).clamp(-1, 1) * (detail / self._networks.residual_scale) + sr
             sr = sr.clamp(-1, 1)
             if self._kind is not None:
-                pixels = sr.flatten(1).cpu()
-                least, most = torch.minimum(least, pixels.amin(1)), torch.maximum(most, pixels.amax(1))
+                low, high = sr.amin((1, 2, 3)).cpu(), sr.amax((1, 2, 3)).cpu()
+                least, most = torch.minimum(least, low), torch.maximum(most, high)
             out.write(hr, encode_pixels(sr, output_type))
         of_one_colour = (least == most).expand(self.count)
         if any(one and given.min() != given.max() for one, given in zip(of_one_colour, self._images, strict=True)):

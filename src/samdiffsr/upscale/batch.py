@@ -169,16 +169,11 @@ class _Batch:
         def keep(number: int, drawn: np.ndarray) -> None:
             beside[number].append((STRUCTURE, Picture(drawn)))
 
-        if files.uncertainty or pictures[0].animation is not None:
+        if files.uncertainty:  # then there is one picture, see `take`
             on_structure = partial(keep, 0) if files.save_structure else None
-            if files.uncertainty:
-                result, uncertainty = _with_uncertainty(
-                    pipe, pictures[0], settings, **options, on_structure=on_structure
-                )
-                beside[0].append((UNCERTAINTY, uncertainty))
-            else:
-                result = enlarge(pipe, pictures[0], settings, **options, on_structure=on_structure)
+            result, uncertainty = _with_uncertainty(pipe, pictures[0], settings, **options, on_structure=on_structure)
             results = [result]
+            beside[0].append((UNCERTAINTY, uncertainty))
         else:
             on_structures = keep if files.save_structure else None
             results = enlarge_together(pipe, pictures, settings, **options, on_structure=on_structures)

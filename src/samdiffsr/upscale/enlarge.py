@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,8 +52,6 @@ def enlarge(
         ImageError: a size that does not suit the picture; TooLargeError: too many pixels or too little memory.
         ConfigError: no structure map where one is wanted, or steps that the model's scheduler cannot do.
     """
-    if picture.animation is not None:
-        return _animated(pipe, picture, settings, max_pixels, on_progress, on_structure)
     shown = None if on_structure is None else lambda number, drawn: on_structure(drawn)
     given = {"max_pixels": max_pixels, "on_progress": on_progress, "on_structure": shown}
     return enlarge_together(pipe, [picture], settings, **given)[0]
@@ -67,10 +66,13 @@ def enlarge_together(
     on_progress: Callable[[float], None] = lambda part: None,
     on_structure: Callable[[int, np.ndarray], None] | None = None,
 ) -> list[Picture]:
-    """`enlarge` for still pictures of one size and depth, which the networks see together if they are small.
+    """`enlarge` for one picture, or for still ones of one size and depth, which the networks see together if they are small.
 
     `on_progress` gets the part of all of them that is done, `on_structure` the number of the picture too, from 0.
     """
+    if pictures[0].animation is not None:
+        of_first = None if on_structure is None else partial(on_structure, 0)
+        return [_animated(pipe, pictures[0], settings, max_pixels, on_progress, of_first)]
     height, width = pictures[0].rgb.shape[:2]
     size = check_size(height, width, settings.output_size, max_pixels)
     lrs = [one.rgb if one.alpha is None else bleed(one.rgb, one.alpha) for one in pictures]

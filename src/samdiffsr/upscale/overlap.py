@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from samdiffsr.upscale.batch import Report
 
 AHEAD = 2**20  # input pixels of small pictures that wait; of larger ones there is one
+LEAST = AHEAD // 32  # what a picture counts at least, so that never more than 32 wait
 BEHIND = 16_000_000  # output pixels that wait for being written while the next pictures are made
 
 Beside = list[tuple[str, Picture]]  # pictures about a result, each with the suffix of its file's name
@@ -60,11 +61,9 @@ class Reader:
 
     def __iter__(self) -> Iterator[tuple[Job, Future]]:
         """Each job with its result, which may still be to come."""
-        while True:
-            self._go_on()
+        self._go_on()
+        while self._waiting:
             with self._lock:
-                if not self._waiting:
-                    return
                 job, reading = self._waiting.popleft()
             self._go_on()
             yield job, reading
@@ -86,7 +85,7 @@ class Reader:
         if not all(reading.done() and not reading.cancelled() for reading in readings):
             return False
         pictures = [None if reading.exception() else reading.result() for reading in readings]
-        return sum(AHEAD // 32 + _inputs(ready) for ready in pictures) < AHEAD if pictures else True
+        return sum(LEAST + _inputs(ready) for ready in pictures) < AHEAD
 
 
 def _inputs(ready: Ready | None) -> int:
