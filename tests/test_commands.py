@@ -30,7 +30,7 @@ RUN = (
     "samdiffsr upscale -i photo.png -o large/ -m run/model",
     "samdiffsr doctor",
     "samdiffsr masks -i photos -o masks --preview",
-    "samdiffsr train light --dry-run --set diffusion.data.batch=32",
+    "samdiffsr train light --dry-run --set diffusion.loss.features_weight=0",
     "samdiffsr evaluate --hr Set5/HR --lr Set5/LR -m default --baseline bicubic -o report",
     "samdiffsr evaluate --hr SET/HR --lr SET/LR --border 0 -m default --published -o report",
 )

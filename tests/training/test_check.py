@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import torch
 
 from samdiffsr import SamDiffSRError
 from samdiffsr.cli import main
@@ -38,6 +39,31 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert "14,368 are frozen" in costs
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
     assert math.isfinite(float(costs.split("takes ")[1].split()[0]))
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_a_short_type_that_the_processor_lacks_is_warned_of(has, tmp_path, monkeypatch, capsys):
+    """Ten times as slow without a word would look like a stopped run."""
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: has)
+    monkeypatch.chdir(tmp_path)
+    options = (
+        "--set",
+        "device=cpu",
+        "--set",
+        "encoder.optim.precision=bfloat16",
+        "--set",
+        "diffusion.optim.precision=float16",
+    )
+    with pytest.raises(SystemExit) as end:
+        main(["train", "tiny", "--dry-run", *options])
+    warnings = capsys.readouterr().err
+    assert end.value.code == 0
+    assert ("instructions for bfloat16" in warnings) is not has
+    assert "--set diffusion.optim.precision=float32" in warnings, "no processor has float16 as its fast type"
+    with pytest.raises(SystemExit):
+        main(["train", "tiny", "--dry-run", "--set", "device=cpu"])
+    assert not capsys.readouterr().err
 
 
 def test_feature_channels_must_fit_the_encoder(photos, tmp_path):

@@ -1,9 +1,12 @@
 """Configurations: bad ones are refused by key, presets are valid, every field is read."""
 
+import json
+
 import pytest
 import torch
 
-from samdiffsr import ConditionalUNet, RRDBEncoder, SamDiffSRError
+from samdiffsr import ConditionalUNet, LightDenoiser, LightEncoder, RRDBEncoder, SamDiffSRError
+from samdiffsr.models.weights import DEFAULT_MODEL
 from samdiffsr.sampling.schedulers import check_scheduler, named_scheduler
 from samdiffsr.training.config import PRESETS, _Frozen, load_config
 from samdiffsr.training.run import train_diffusion, train_encoder
@@ -61,7 +64,7 @@ def test_unreadable_configurations(tmp_path):
 
 @pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.yaml")))
 def test_presets_are_valid(preset, feature_file):
-    overrides = [f"diffusion.loss.features_file={feature_file}"] if preset == "light-cpu" else []
+    overrides = [f"diffusion.loss.features_file={feature_file}"] if preset.startswith("light") else []
     config = load_config(preset, overrides)
     assert config.family == ("paper" if preset in ("paper", "released") else "light")
     stage, process = config.diffusion, config.diffusion.process()
@@ -91,6 +94,30 @@ def test_released_and_paper_say_what_they_are():
         "normalise": "none",
     }
     assert found == {"structure_weight": (0.0, 0.1)}
+
+
+def test_light_is_the_default_model(feature_file):
+    """The networks are those of the embedded weights; process and losses are those of its recipe, but for when the
+    discriminator starts."""
+    light, cpu = (
+        load_config(preset, [f"diffusion.loss.features_file={feature_file}"]) for preset in ("light", "light-cpu")
+    )
+    for network, config, folder in (
+        (LightEncoder, light.encoder, "encoder"),
+        (LightDenoiser, light.diffusion, "denoiser"),
+    ):
+        ours = network(**config.network).config
+        embedded = json.loads((DEFAULT_MODEL / folder / "config.json").read_text())
+        assert {key: ours[key] for key in embedded if key[0] != "_"} == {
+            k: v for k, v in embedded.items() if k[0] != "_"
+        }
+    theirs, ours = (
+        config.diffusion.model_dump(exclude={"data", "optim", "save_every", "log_every"}) for config in (cpu, light)
+    )
+    assert (
+        theirs["loss"].pop("adversarial_start") < ours["loss"].pop("adversarial_start") < light.diffusion.optim.updates
+    )
+    assert ours == theirs
 
 
 def test_weights_carry_their_configuration(photos, tmp_path):

@@ -19,6 +19,12 @@ def autocast_type(precision: str, device: torch.device, *, repeats_released: boo
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Whether a CPU has no instructions for the type, so that convolutions in it take about ten times as long (docs/log.md)."""
+    kind = autocast_type(precision, device)
+    return device.type == "cpu" and kind is not None and kind != _native(device)
+
+
 def type_name(found: torch.dtype | None) -> str:
     """As users know it."""
     return "float32" if found is None else str(found).removeprefix("torch.")

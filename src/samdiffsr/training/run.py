@@ -254,7 +254,12 @@ def save_model(model: nn.Module | SamDiffSRPipeline, folder: Path, config: Train
 
 def is_first(config: TrainConfig) -> bool:
     """Whether this process is the one that prints and writes; the first call joins the processes that torchrun started."""
-    return PartialState(cpu=_on_cpu(config)).is_main_process
+    return PartialState(cpu=on_cpu(config)).is_main_process
+
+
+def on_cpu(config: TrainConfig) -> bool:
+    """Without an accelerator this must be said: otherwise accelerate does not see that there are several processes."""
+    return config.device == "cpu" or not torch.accelerator.is_available()
 
 
 def leave() -> None:
@@ -365,12 +370,7 @@ def _accelerator(stage: Stage) -> Accelerator:
     # A learning encoder has a part, that of its own estimate, which may get no gradient.
     unused = len(stage.objective.trained) > 1
     options = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused)
-    return Accelerator(cpu=_on_cpu(stage.run), kwargs_handlers=[options])
-
-
-def _on_cpu(config: TrainConfig) -> bool:
-    """Without an accelerator this must be said: otherwise accelerate does not see that there are several processes."""
-    return config.device == "cpu" or not torch.accelerator.is_available()
+    return Accelerator(cpu=on_cpu(stage.run), kwargs_handlers=[options])
 
 
 def _start_folder(folder: Path, config: TrainConfig) -> None:
