@@ -1,6 +1,7 @@
 """Runs that are stopped, killed, split over processes or damaged: they go on, agree, or are refused."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -51,19 +52,35 @@ def test_a_stopped_run_goes_on_bit_equal(photos, tmp_path, optimizer):
     assert not same(weights(tmp_path / "whole/model"), {})
 
 
-def killed(work) -> None:
-    """Run `work` in a forked process, which must end by SIGKILL."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+def killed(work, *arguments) -> None:
+    """Run `work`, a function of this file, in a fresh process, which must end by SIGKILL."""
+    child = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
-def kill_oneself(*_) -> None:
+def kill_oneself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_to_the_sixth(train, config) -> None:
+    def kill(update, record):
+        if update == 6:
+            kill_oneself()
+
+    train(config, resume=False, on_update=kill)
+
+
+def save_to_an_event(folder, event, name) -> None:
+    """Write a checkpoint, to the moment in which Python does something to a file of that name."""
+
+    def hook(found, arguments):
+        if found == event and any(str(argument).endswith(name) for argument in arguments):
+            kill_oneself()
+
+    sys.addaudithook(hook)
+    save_checkpoint(folder, {"x": torch.full((3,), 3.0)}, {"update": 3}, keep=2)
 
 
 @posix
@@ -75,12 +92,7 @@ def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):
         config = tiny(photos, tmp_path / name, *options)
         for stage, train in (("encoder", train_encoder), ("diffusion", train_diffusion)):
             if name == "parts":
-
-                def kill(update, record):
-                    if update == 6:
-                        kill_oneself()
-
-                killed(lambda: train(config, resume=False, on_update=kill))  # noqa: B023 - it runs at once
+                killed(train_to_the_sixth, train, config)
                 assert [found.name for found in checkpoints(tmp_path / name / stage / "checkpoints")] == ["00000004"]
             train(config, resume=True, on_update=quiet)
             lines = (tmp_path / name / stage / "metrics.jsonl").read_text().splitlines()
@@ -101,15 +113,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_good_one(tmp_path, event,
     for update in (1, 2):
         save_checkpoint(tmp_path, {"x": torch.full((3,), float(update))}, {"update": update}, keep=2)
 
-    def hook(found, arguments):
-        if found == event and any(str(argument).endswith(name) for argument in arguments):
-            kill_oneself()
-
-    def work():
-        sys.addaudithook(hook)
-        save_checkpoint(tmp_path, {"x": torch.full((3,), 3.0)}, {"update": 3}, keep=2)
-
-    killed(work)
+    killed(save_to_an_event, tmp_path, event, name)
     tensors, numbers = load_checkpoint(tmp_path)
     assert numbers["update"] == tensors["x"][0] == (3 if event == "shutil.rmtree" else 2)
     save_checkpoint(tmp_path, {"x": torch.zeros(3)}, {"update": 4}, keep=2)
