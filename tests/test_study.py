@@ -26,6 +26,7 @@ ARMS_MAPS = {
     "released-position": ("none", "position"),
     "unweighted": ("truth", "head"),
     "condition": ("truth", "head", "other"),
+    "borders": ("borders", "head"),
 }
 
 
@@ -111,7 +112,7 @@ def test_interrupted_it_goes_on_and_the_table_has_the_arms(place):
 
 
 def test_the_ablations_train_and_score(place):
-    arms = ("released-position", "unweighted", "condition")
+    arms = ("released-position", "unweighted", "condition", "borders")
     sizes = ("--set", "diffusion.network.width=8", "--set", "diffusion.network.blocks=1")
     done = study(place, "--arms", "none", *arms, *sizes, output="ablations")
     assert done.returncode == 0, done.stderr
@@ -119,6 +120,7 @@ def test_the_ablations_train_and_score(place):
     rows = {f"{arm}/{row['map']}": row for arm in arms for row in scores[arm] if row["image"] == "c"}
     assert set(rows) == {f"{arm}/{name}" for arm in arms for name in ARMS_MAPS[arm]}
     assert all(np.isfinite(row["psnr_y"]) for row in rows.values())
+    assert rows["borders/borders"]["map_error"] == 0 < rows["borders/head"]["map_error"]
     config = json.loads(next((place / "ablations/light/runs").rglob("condition-0/**/denoiser/config.json")).read_text())
     assert config["structure_input"], "another override took it away"
 

@@ -131,10 +131,11 @@ def _run(options: argparse.Namespace, setting: str, arm: str, seed: int, chosen:
     pipe = SamDiffSRPipeline.from_pretrained(model or "")
     pipe.set_progress_bar_config(disable=True)
     distance, rows = SqueezeDistance(), []
+    learned = "borders" if "borders" in ARMS[arm].maps else "truth"
     for name in ARMS[arm].maps:
         pictures = folder / "results" / f"{arm}-{name}-{seed}"
         pictures.mkdir(parents=True, exist_ok=True)
-        for photograph, sr, error in results(pipe, chosen, name, seed):
+        for photograph, sr, error in results(pipe, chosen, name, seed, learned=learned):
             row = {"seed": seed, "arm": arm, "map": name, "image": photograph.stem, "map_error": error}
             rows.append(row | scores(sr, photograph, distance))
             Image.fromarray(sr).save(pictures / f"{photograph.stem}.png")

@@ -11,6 +11,7 @@ MAPS = {
     "position": "the position map, not averaged over regions",
     "base": "no diffusion: the base alone (detail 0)",
     "constant": "the root mean square of the true map, everywhere",
+    "borders": "how near the next border between the true regions is, the oracle of them",
 }
 """Where E^ comes from while sampling."""
 
@@ -51,6 +52,8 @@ ARMS = {
     "released-position": Arm(("shift=released", "structure.map=position"), ("none", "position")),
     "unweighted": Arm(("shift=unweighted", _HEAD), ("truth", "head")),
     "condition": Arm(("shift=none", _HEAD, "network.structure_input=true"), ("truth", "head", "other")),
+    # What the same masks could teach otherwise: where regions end, in place of one number for each.
+    "borders": Arm(("shift=none", _HEAD, "network.structure_input=true", "structure.map=borders"), ("borders", "head")),
     # The head shares nothing with the denoiser but the encoder: it can teach only one that learns. The base is not its
     # estimate, for the last layers of the encoder get no gradient: it fell to 15 dB.
     "learning": Arm(("shift=none", *_LEARNING), ("none",)),

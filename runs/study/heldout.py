@@ -19,7 +19,7 @@ from samdiffsr.resize import SCALE
 from samdiffsr.sampling.estimate import segmented
 from samdiffsr.structure import OF_SAMPLING, position_window, structure_of_regions
 from samdiffsr.training.config import StructureConfig
-from samdiffsr.training.objective import constant_map
+from samdiffsr.training.objective import borders_map, constant_map
 
 NEAR = 2  # HR pixels: what lies no further from a region's border counts as border
 
@@ -72,10 +72,12 @@ def _photograph(file: Path, mask_file: Path, side: int, structure: StructureConf
     hr = np.ascontiguousarray(whole[window])
     multiple = whole[: shape[0] // SCALE * SCALE, : shape[1] // SCALE * SCALE]
     enlarged = imresize(imresize(multiple, 1 / SCALE), SCALE)
+    one = torch.from_numpy(truth)[None, None]
     maps = {
         "truth": truth,
+        "borders": borders_map(one)[0, 0].numpy(),
         "position": position_window(structure.encoding, shape, *window),
-        "constant": constant_map(torch.from_numpy(truth)[None, None])[0, 0].numpy(),
+        "constant": constant_map(one)[0, 0].numpy(),
         "felzenszwalb": segmented(enlarged, **structure.model_dump(include=set(OF_SAMPLING)))[window],
     }
     return Photograph(file.stem, hr, imresize(hr, 1 / SCALE), maps, _border(regions, shape)[window])
@@ -121,14 +123,17 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def results(pipe, chosen: list[Photograph], name: str, seed: int) -> Iterator[tuple[Photograph, np.ndarray, float]]:
-    """Each photograph with its result under the map `name`, and that map's mean absolute error (NaN without one).
+def results(
+    pipe, chosen: list[Photograph], name: str, seed: int, *, learned: str = "truth"
+) -> Iterator[tuple[Photograph, np.ndarray, float]]:
+    """Each photograph with its result under the map `name`, and that map's mean absolute difference from the map `learned`,
+    of which the network was told in training (NaN without one).
 
     The noise depends on the seed and the photograph alone.
     """
     for number, photograph in enumerate(chosen):
         used = _head(pipe, photograph) if name == "head" else photograph.maps.get(name)
-        error = float("nan") if used is None else float(np.abs(used - photograph.maps["truth"]).mean())
+        error = float("nan") if used is None else float(np.abs(used - photograph.maps[learned]).mean())
         generator = torch.Generator().manual_seed(1_000_000 * seed + number)
         given = "none" if used is None else used
         sr = pipe(

@@ -12,7 +12,7 @@ from samdiffsr.data.dataset import PreparedPhotos
 from samdiffsr.errors import ConfigError
 from samdiffsr.structure import position_map
 from samdiffsr.training.config import DiffusionConfig, EncoderConfig, EncoderLossConfig, LossConfig, OptimConfig
-from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, normal, uniform
+from samdiffsr.training.objective import DiffusionObjective, EncoderObjective, borders_map, normal, uniform
 from samdiffsr.training.run import (
     diffusion_objective,
     encoder_objective,
@@ -115,7 +115,16 @@ def test_the_head_teaches_an_encoder_that_learns_and_never_the_denoiser(photos, 
     assert any(one.grad is not None for one in loss.encoder.parameters()) == (rate > 0)
 
 
-@pytest.mark.parametrize("kind", ["constant", "other"])
+def test_borders_are_where_neighbours_differ():
+    structure = torch.zeros(1, 1, 12, 9)
+    structure[..., 6:, :] = 0.3
+    expected = torch.tensor([0, 0, 0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+    torch.testing.assert_close(borders_map(structure), expected[:, None].expand_as(structure))
+    torch.testing.assert_close(borders_map(-structure.mT), expected.expand(1, 1, 9, 12))
+    assert not borders_map(torch.full_like(structure, 0.3)).any()
+
+
+@pytest.mark.parametrize("kind", ["constant", "other", "borders"])
 def test_a_control_stands_for_the_structure_map(photos, kind):
     """The loss is that of the same batch whose structure maps are the control's."""
     batch = examples(photos)
@@ -125,6 +134,7 @@ def test_a_control_stands_for_the_structure_map(photos, kind):
     stand_in = {
         "constant": level[:, None, None, None].expand_as(batch.structure),
         "other": torch.stack([second, first]),
+        "borders": borders_map(batch.structure),
     }
     options = {"shift": "bridge", "structure_weight": 0.1}
     control, plain = (_stage(**options, structure={"map": name})[0] for name in (kind, "regions"))

@@ -128,13 +128,15 @@ class EncoderLossConfig(LossConfig):
     )
 
 
-Map = Literal["regions", "position", "constant", "other"]
+Map = Literal["regions", "position", "constant", "other", "borders"]
 
 
 class StructureConfig(_Frozen):
     """The structure maps that a stage learns from; the prepared folder must have been made so, but for `map`."""
 
-    map: Map = Field("regions", description="what is learnt from; all but regions are controls, see docs/training.md")
+    map: Map = Field(
+        "regions", description="what is learnt from; all but regions are for studies, see docs/training.md"
+    )
     encoding: Encoding = "rope"
     mean_over: MeanOver = "region"
     overlap: Overlap = "sum"

@@ -22,6 +22,7 @@ from samdiffsr.training.features import POOLED, EfficientNetFeatures, FeatureLos
 
 STREAM = 2  # of each example's random words; those of its crop come from others
 WORDS = 8  # of 64 bits for each example
+NEAR = 4  # pixels: how far `borders_map` sees
 SMALLEST = 1e-4  # distance from which a loss is measured relatively, where values are in [-1, 1]
 
 PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
@@ -38,6 +39,18 @@ def constant_map(structure: Tensor) -> Tensor:
     return structure.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().expand_as(structure)
 
 
+def borders_map(structure: Tensor) -> Tensor:
+    """How near the next border between regions is in maps (N, 1, H, W): 1 beside it, 0 from `NEAR` pixels away.
+
+    A border is where neighbours differ, so regions of the same value are one.
+    """
+    low, high = -F.max_pool2d(-structure, 2, 1), F.max_pool2d(structure, 2, 1)  # of each four neighbours
+    near = F.max_pool2d(F.pad((low < high).to(structure.dtype), (1, 1, 1, 1)), 2, 1)
+    for _ in range(NEAR - 1):
+        near = torch.maximum(near, F.max_pool2d(near, 3, 1, 1) - 1 / NEAR)
+    return near
+
+
 def _others(batch: Batch) -> Tensor:
     if len(batch.structure) < 2:
         raise ConfigError(
@@ -51,6 +64,7 @@ MAPS: dict[str, Callable[[Batch], Tensor]] = {
     "position": _position,
     "constant": lambda batch: constant_map(batch.structure),
     "other": _others,
+    "borders": lambda batch: borders_map(batch.structure),
 }
 """Of `diffusion.structure.map`: what stands for the structure maps of a batch, (N, 1, H, W)."""
 
