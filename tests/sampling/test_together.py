@@ -133,3 +133,15 @@ def test_a_callback_sees_them_together(able_pipe):
     found = run(able_pipe, IMAGES, callback_on_step_end=look)
     assert shapes == [(3, 3, 44, 56)] * 3
     assert_as_alone(found, alone(able_pipe, IMAGES, detail=0))
+
+
+def test_one_that_became_one_colour_is_found_beside_another(able_pipe):
+    """A dark picture turns black, a bright one beside it does not: both are computed again, with the first one's noise."""
+    with torch.no_grad():
+        able_pipe.encoder.head.weight.zero_()
+        able_pipe.encoder.head.bias.fill_(-1.2)
+    bright = IMAGES[2] + np.uint8(192)  # its numbers are below 64
+    for pictures, expected in (([IMAGES[2], bright], 1), ([bright, bright], 0)):
+        warnings: list[str] = []
+        run(able_pipe, pictures, detail=0, precision="bfloat16", on_warning=warnings.append)
+        assert ["the result has one colour" in warning for warning in warnings] == [True] * expected
