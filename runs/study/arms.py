@@ -101,7 +101,7 @@ class Setting:
 # others: with a head that is the head's.
 _ALL = ("tensorboard=false", "diffusion.optim.clip_norm=null", "diffusion.optim.optimizer=adamw")
 _NOISE = (*_ALL, "diffusion.target=marginal_noise")
-# Every value of the protocol, for the preset follows the default model, which learns by other losses today than tomorrow.
+# Every value of the protocol: the preset follows the default model, whose losses and steps change.
 _FEW_STEPS = (
     "diffusion.optim={optimizer: adamw, updates: 2000, learning_rate: 1.0e-3, warmup: 100, ema_decay: 0.99, clip_norm: null, "
     "precision: bfloat16}",
