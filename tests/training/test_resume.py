@@ -64,7 +64,9 @@ def kill_oneself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_to_the_sixth(train, config) -> None:
+def train_to_the_sixth(train, config, threads) -> None:
+    torch.set_num_threads(threads)  # a sum has other bits in more
+
     def kill(update, record):
         if update == 6:
             kill_oneself()
@@ -92,7 +94,7 @@ def test_a_killed_run_goes_on_bit_equal(photos, tmp_path):
         config = tiny(photos, tmp_path / name, *options)
         for stage, train in (("encoder", train_encoder), ("diffusion", train_diffusion)):
             if name == "parts":
-                killed(train_to_the_sixth, train, config)
+                killed(train_to_the_sixth, train, config, torch.get_num_threads())
                 assert [found.name for found in checkpoints(tmp_path / name / stage / "checkpoints")] == ["00000004"]
             train(config, resume=True, on_update=quiet)
             lines = (tmp_path / name / stage / "metrics.jsonl").read_text().splitlines()
