@@ -103,17 +103,16 @@ _ALL = ("tensorboard=false", "diffusion.optim.clip_norm=null", "diffusion.optim.
 _NOISE = (*_ALL, "diffusion.target=marginal_noise")
 # Every value of the protocol: the preset follows the default model, whose losses and steps change.
 _FEW_STEPS = (
-    "diffusion.optim={optimizer: adamw, updates: 2000, learning_rate: 1.0e-3, warmup: 100, ema_decay: 0.99, clip_norm: null, "
-    "precision: bfloat16}",
+    "diffusion.optim={updates: 2000, learning_rate: 1.0e-3, warmup: 100, ema_decay: 0.99, precision: bfloat16}",
     "diffusion.loss={pixel: l1}",
     *(
         f"diffusion.{override}"
-        for override in ("target=sample", "base=encoder", "residual_scale=4.0", "last_step_share=0", "rollout=0.5")
+        for override in (
+            *("target=sample", "base=encoder", "residual_scale=4.0", "last_step_share=0", "rollout=0.5"),
+            *("timesteps=100", "schedule=cosine", "scheduler=lcm", "steps=4", "detail=1"),
+        )
     ),
-    *(
-        f"diffusion.{override}"
-        for override in ("timesteps=100", "schedule=cosine", "scheduler=lcm", "steps=4", "detail=1")
-    ),
+    *_ALL,
 )
 _FEW_CROPS = ("diffusion.data={crop_lr: 16, batch: 8, candidates: 1}", "diffusion.optim.warmup=20")
 _SHORT = tuple(
@@ -129,7 +128,7 @@ SETTINGS = {
     # Few steps over a frozen encoder's estimate.
     "light": Setting(
         "light-cpu",
-        (*_ALL, *_FEW_STEPS),
+        _FEW_STEPS,
         (*_FEW_CROPS, "diffusion.network={width: 64, blocks: 4}"),
         False,
         128,
