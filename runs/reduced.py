@@ -24,7 +24,7 @@ def reduce(photo: Path, masks: Path, output: Path) -> int:
     """Write what is missing of one photograph; how many sizes it has."""
     whole, written = np.asarray(Image.open(photo).convert("RGB")), 0
     for numerator, denominator in REDUCTIONS:
-        # A multiple of 3 and 4 as the result's sides: nothing is left over at the edge, and prepare has nothing to cut.
+        # Cut so that the sides of the result are whole numbers and multiples of 4, as prepare wants them.
         height, width = (side // (4 * denominator) * 4 * denominator for side in whole.shape[:2])
         if min(height, width) * numerator // denominator < SMALLEST:
             continue
