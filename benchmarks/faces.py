@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from samdiffsr import imresize
-from samdiffsr.images import Picture, is_picture_name, read_image
+from samdiffsr.images import Picture, list_images, read_image
 from samdiffsr.load import load_model
 from samdiffsr.resize import SCALE
 from samdiffsr.upscale.enlarge import enlarge
@@ -52,7 +52,7 @@ class Recogniser:
 
 def faces(folder: Path, recogniser: Recogniser) -> Iterator[tuple[str, np.ndarray, dlib.full_object_detection]]:
     """(name, HR uint8 (S, S, 3), landmarks in it) of each face."""
-    for file in sorted(file for file in folder.iterdir() if is_picture_name(file.name)):
+    for file in list_images(folder):
         whole = read_image(file).rgb
         for box in recogniser.boxes(whole):
             factor = min(1.0, HEIGHT / box.height())

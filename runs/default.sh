@@ -44,12 +44,12 @@ python runs/reduced.py "$PHOTOS" "$MASKS" "$output/reduced"
 ln -sf "$(realpath "$output/pictures")"/* "$output/reduced/pictures"
 ln -sf "$(realpath "$MASKS")"/* "$output/reduced/masks"
 samdiffsr prepare -i "$output/reduced/pictures" --masks "$output/reduced/masks" --resize-masks --missing-masks zero -o "$output/sizes" --workers 2
-sizes=(--set photos="$output/sizes")
+denoise=(--stage diffusion "${common[@]}" --set photos="$output/sizes")
 
 # The denoiser: first without a discriminator, then with one, which sees the checkerboard that the feature loss alone paints (docs/log.md).
-samdiffsr train light-cpu --stage diffusion "${common[@]}" "${sizes[@]}" --set output="$output/start" --set diffusion.encoder="$output/encoder/weights" \
+samdiffsr train light-cpu "${denoise[@]}" --set output="$output/start" --set diffusion.encoder="$output/encoder/weights" \
     --set diffusion.loss.features_weight=0.2 --set diffusion.loss.efficientnet_weight=0 --set diffusion.loss.adversarial_weight=0 --set diffusion.last_step_share=0 --set diffusion.rollout=0.5 \
     --set diffusion.optim.optimizer=muon --set diffusion.optim.updates=2000 --set diffusion.optim.learning_rate=1.0e-3 --set diffusion.optim.warmup=100
-samdiffsr train light-cpu --stage diffusion "${common[@]}" "${sizes[@]}" --set output="$output" --set diffusion.start="$output/start/model" --set seed=1
+samdiffsr train light-cpu "${denoise[@]}" --set output="$output" --set diffusion.start="$output/start/model" --set seed=1
 python runs/ship.py "$output/model" src/samdiffsr/weights/default
 python runs/seal.py  # what `samdiffsr doctor` compares with

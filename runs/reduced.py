@@ -9,12 +9,11 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from samdiffsr import imresize
 from samdiffsr.files import whole_file
-from samdiffsr.images import is_picture_name
+from samdiffsr.images import list_images, read_image
 
 REDUCTIONS = ((2, 3), (1, 2))
 SMALLEST = 160  # pixels of the shorter side of a result
@@ -22,7 +21,7 @@ SMALLEST = 160  # pixels of the shorter side of a result
 
 def reduce(photo: Path, masks: Path, output: Path) -> int:
     """Write what is missing of one photograph; how many sizes it has."""
-    whole, written = np.asarray(Image.open(photo).convert("RGB")), 0
+    whole, written = read_image(photo).rgb, 0
     for numerator, denominator in REDUCTIONS:
         # Cut so that the sides of the result are whole numbers and multiples of 4, as prepare wants them.
         height, width = (side // (4 * denominator) * 4 * denominator for side in whole.shape[:2])
@@ -51,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     for folder in ("pictures", "masks"):
         (given.output / folder).mkdir(parents=True, exist_ok=True)
-    photos = sorted(path for path in given.photos.iterdir() if is_picture_name(path.name))
+    photos = list_images(given.photos)
     with ProcessPoolExecutor() as pool:
         work = partial(reduce, masks=given.masks, output=given.output)
         print(sum(pool.map(work, photos)), "pictures of", len(photos), "photographs")

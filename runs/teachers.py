@@ -18,7 +18,7 @@ from torch import Tensor
 
 from samdiffsr import imresize
 from samdiffsr.files import whole_file
-from samdiffsr.images import is_picture_name
+from samdiffsr.images import list_images
 from samdiffsr.resize import SCALE
 from samdiffsr.sampling.tiles import Window, tiles
 
@@ -117,7 +117,7 @@ def main() -> None:
     given = parser.parse_args()
     teacher = Teacher(given.name, given.weights)
     given.output.mkdir(parents=True, exist_ok=True)
-    for photo in sorted(path for path in given.photos.iterdir() if is_picture_name(path.name)):
+    for photo in list_images(given.photos):
         target = given.output / f"{photo.stem}.png"
         if target.exists():
             continue
