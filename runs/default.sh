@@ -35,8 +35,10 @@ samdiffsr train light-cpu "${learn[@]}" "${small[@]}" --set output="$output/leve
 samdiffsr train light-cpu "${learn[@]}" --set output="$output/large" --set encoder.start="$output/level/encoder/weights" --set seed=3
 samdiffsr train light-cpu "${learn[@]}" --set output="$output/fine" --set encoder.start="$output/large/encoder/weights" --set seed=4 \
     --set encoder.data.clean_share=0.85 --set encoder.optim.updates=5000 --set encoder.optim.learning_rate=5.0e-4
-samdiffsr train light-cpu "${learn[@]}" --set output="$output" --set encoder.start="$output/fine/encoder/weights" --set seed=6 \
+samdiffsr train light-cpu "${learn[@]}" --set output="$output/finer" --set encoder.start="$output/fine/encoder/weights" --set seed=6 \
     --set encoder.data.clean_share=0.8 --set encoder.optim.updates=9000 --set encoder.optim.learning_rate=5.0e-4 --set encoder.optim.ema_decay=0.999
+# Then mostly from the photographs at a half and a third of their size, which it does not know by heart.
+python runs/sizes.py "$output/data" "$PHOTOS" "$TEACHERS/lkdn_x4.pth" "$output/finer/encoder/weights" "$output/encoder/weights"
 python runs/level_head.py "$output/data" "$output/encoder/weights"
 
 # The denoiser sees the photographs at two other sizes too, with their regions.
