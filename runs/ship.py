@@ -1,6 +1,6 @@
 """A trained pipeline folder to the weights that the package carries:  python runs/ship.py MODEL TARGET
 
-Weights become float16 and keep the configuration that made them; the model card (README.md) of TARGET is kept.
+Weights become float16 and keep the configuration that made them, if they carry one; the model card (README.md) of TARGET is kept.
 """
 
 import json
@@ -26,8 +26,8 @@ def main() -> None:
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for file in sorted(target.rglob("*.safetensors")):
         with safe_open(source / file.relative_to(target), "pt") as trained:
-            config = json.loads((trained.metadata() or {}).get(METADATA, "{}"))
-        metadata = {"format": "pt", METADATA: json.dumps(_without_folders(config))}
+            config = json.loads((trained.metadata() or {}).get(METADATA, "null"))
+        metadata = {"format": "pt"} | ({METADATA: json.dumps(_without_folders(config))} if config else {})
         save_file(load_file(file), file, metadata=metadata)
         print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 

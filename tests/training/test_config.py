@@ -128,7 +128,7 @@ def test_weights_carry_their_configuration(photos, tmp_path):
         assert load_config(model / part / "diffusion_pytorch_model.safetensors", []) == config
     assert load_config(model / "denoiser/diffusion_pytorch_model.safetensors", ["seed=6"]).seed == 6
     plain = tmp_path / "run/encoder/checkpoints/00000004/tensors.safetensors"
-    with pytest.raises(SamDiffSRError, match="NoneType"):
+    with pytest.raises(SamDiffSRError, match="carry no configuration; give a preset"):
         load_config(plain, [])
 
 

@@ -360,6 +360,8 @@ def load_config(source: Path | str, overrides: list[str]) -> TrainConfig:
         CheckpointError: there is no such model to start from.
     """
     tree = _read(str(source))
+    if tree is None and str(source).endswith(".safetensors"):
+        raise ConfigError(f"weights {source} carry no configuration; give a preset or a YAML file.")
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {source} must be a YAML mapping, got {type(tree).__name__}.")
     for override in overrides:
