@@ -63,9 +63,12 @@ def draw(points: Points, title: str) -> str:
         path = " ".join(f"{x},{y}" for x, y in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[steps]}" stroke-width="2"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{COLOURS[steps]}"/>' for x, y in line]
-        if steps == 2:
+        if steps == 1:  # the default, and the uppermost line
             labels = zip(line, DETAILS, strict=True)
-            parts += [f'<text x="{x + 7}" y="{y + 14}">{detail:g}</text>' for (x, y), detail in labels]
+            parts += [
+                f'<text x="{x - 6:.1f}" y="{y - 7:.1f}" text-anchor="end">{detail:g}</text>'
+                for (x, y), detail in labels
+            ]
         y = MARGIN + 20 + 18 * number
         parts.append(f'<text x="{MARGIN + 12}" y="{y}" fill="{COLOURS[steps]}">{_named(steps)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
