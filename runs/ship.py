@@ -1,6 +1,6 @@
 """A trained pipeline folder to the weights that the package carries:  python runs/ship.py MODEL TARGET
 
-Weights become float16 and keep the configuration that made them, if they carry one; the model card (README.md) of TARGET is kept.
+Weights become float16 and keep the configuration that made them, if any; the model card (README.md) of TARGET is kept.
 """
 
 import json
