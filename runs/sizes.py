@@ -29,7 +29,8 @@ from samdiffsr.training.state import OPTIMIZERS, schedule_factor
 
 REDUCTIONS = (2, 3)
 CROP_LR, PREPARED, FURTHER = 48, 2, 3  # crops of an update that come from DATA, and from the photographs at other sizes
-CLEAN_SHARE, ORIGINAL = 0.6, 0.15  # what counts of the original beside the teacher's answer, where there is one
+CLEAN_SHARE = 0.6  # of the crops of DATA
+ORIGINAL = 0.15  # how much the original counts beside the teacher's answer, where there is one
 SEED, DECAY, CLIP = 11, 0.999, 1.0
 REPORT_EVERY, SAVE_EVERY = 100, 500
 
