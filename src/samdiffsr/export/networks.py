@@ -136,7 +136,7 @@ def _graphs(pipe: SamDiffSRPipeline) -> Iterator[Graph]:
     for batch, rows, columns in ((2, least + 3, least + 1), (1, least, least + 2), (3, least + 2, least)):
         generator = torch.Generator().manual_seed(0)
         x_t = torch.randn(batch, 3, multiple * rows, multiple * columns, generator=generator)
-        lr = torch.rand(batch, 3, x_t.shape[2] // SCALE, x_t.shape[3] // SCALE, generator=generator) * 2 - 1
+        lr = torch.rand(batch, 3, x_t.shape[2] // SCALE, x_t.shape[3] // SCALE, generator=generator) / 2 - 0.25
         t = torch.arange(1, batch + 1) * (len(pipe.scheduler.alphas_cumprod) - 1) // batch
         level = torch.rand(batch, generator=generator)
         examples.append({"lr": lr, "x_t": x_t, "t": t, "level": level, "features": encoder.encode(lr)[0]})
