@@ -81,14 +81,14 @@ def crops_of(photos: PreparedPhotos, further: Further, update: int, updates: int
 
 def loss_of(encoder: Any, teacher: Teacher, batch: Batch, further: Tensor) -> Tensor:
     """L1 to the teacher's answer and, less, to the original where there is one."""
-    with torch.inference_mode():
+    with torch.no_grad():
         answers = teacher((further + 1) / 2).clamp(0, 1) * 2 - 1
     lr, level = torch.cat([batch.lr, further]), torch.cat([batch.level, torch.zeros(len(further))])
     with torch.autocast("cpu", torch.bfloat16):
         estimate = encoder(lr.contiguous(memory_format=torch.channels_last), level).float()
     known, new = estimate.split([PREPARED, FURTHER])
     taught = (1 - ORIGINAL) * (known - batch.targets["lkdn"]).abs() + ORIGINAL * (known - batch.hr).abs()
-    return (taught.mean() * PREPARED + (new - answers.clone()).abs().mean() * FURTHER) / (PREPARED + FURTHER)
+    return (taught.mean() * PREPARED + (new - answers).abs().mean() * FURTHER) / (PREPARED + FURTHER)
 
 
 def main() -> None:
